@@ -56,22 +56,22 @@ def parse_sizes(text: str, option: str) -> dict[str, int]:
 
 def make_selection(
     suite: str | None, globs: list[str], meshes: Iterable[str], dtypes: list[str], dims: str | None, seeds: range
-) -> Selection:
+) -> tuple[Selection, ...]:
     """The suite with what the options put in its place."""
     name = suite or ("full" if globs else "smoke")
     if name not in SUITES:
         raise RefusedError(f"--suite {name!r}: there are {', '.join(SUITES)}")
-    selection = replace(SUITES[name], seeds=tuple(seeds))
-    if meshes:
-        selection = replace(selection, meshes=tuple(parse_sizes(mesh, "--mesh") for mesh in meshes))
     for dtype in dtypes:
         if dtype not in JUDGED:
             raise RefusedError(f"--dtype {dtype!r}: there are {', '.join(JUDGED)}")
+    given: dict[str, Any] = {"seeds": tuple(seeds)}
+    if meshes:
+        given["meshes"] = tuple(parse_sizes(mesh, "--mesh") for mesh in meshes)
     if dtypes:
-        selection = replace(selection, numerics=tuple(dtypes))
+        given["numerics"] = tuple(dtypes)
     if dims:
-        selection = replace(selection, dims=parse_sizes(dims, "--dims"))
-    return selection
+        given["dims"] = parse_sizes(dims, "--dims")
+    return tuple(replace(selection, **given) for selection in SUITES[name])
 
 
 @app.command("list")

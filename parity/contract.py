@@ -71,8 +71,8 @@ class Case:
 
     @property
     def program(self) -> str:
-        """The id without the seed: cases of one program differ in their data only."""
-        return self.id.removesuffix(f"/seed{self.seed}")
+        """The id without seed and operands: cases of one program differ in their data only."""
+        return self.id.removesuffix(f"/seed{self.seed}").replace("/exact-", "/")
 
     @property
     def num_devices(self) -> int:

@@ -39,7 +39,7 @@ def to_tensor(array: np.ndarray, device: str) -> torch.Tensor:
     """A NumPy array as a tensor of the same dtype; bfloat16, which torch.from_numpy does not know, goes by its bits."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(device)
-    return torch.from_numpy(np.array(array)).to(device)
+    return torch.from_numpy(np.array(array, order="C")).to(device)  # FSDP refuses what is not contiguous
 
 
 def place(array: np.ndarray, mesh: DeviceMesh, placement: Layout) -> DTensor:

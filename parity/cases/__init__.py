@@ -42,47 +42,58 @@ LINES = tuple({"x": x, "y": y} for x, y in ((1, 4), (4, 1)))
 # Keys that two devices share, and keys of one device each.
 SHARED_KEYS = ({"kv": 2, "rep": 2}, {"kv": 2, "rep": 1})
 
-# A family takes those meshes of a suite that have its axes.
-SUITES: dict[str, Selection] = {
+# The options of the standard suite: one or two of each layer.
+TYPICAL = (
+    "bias",
+    "gelu_erf",
+    "relu",
+    "layer_norm",
+    "rms_norm",
+    "separate",
+    "packed_bias",
+    "padded",
+    "padded_vocabulary",
+    "label_smoothing",
+    "panel5",
+    "plain",
+    "one_table",
+    "multi_head",
+    "grouped_causal_rope",
+    "contiguous",
+    "per_head_grouped_causal_rope",
+    "replicated_causal_rope",
+    "gpt",
+    "bert",
+    "llama",
+)
+
+# A suite is the union of selections. A family takes those meshes of a selection that have its axes.
+SUITES: dict[str, tuple[Selection, ...]] = {
     # The linear layer and the MLP in every style, in float64 and with exact operands: a minute.
-    "smoke": Selection(
-        meshes=({"tp": 4},),
-        numerics=("float64", "exact-float32"),
-        variants=("bias", "gelu_erf", "relu"),
-        plans=("column_parallel", "row_parallel", "megatron"),
-    ),
-    # Every layer, plan and style (of whole models none) where the axis has one neighbour and where it has several.
-    "standard": Selection(
-        meshes=({"tp": 2}, {"tp": 4}, *GRIDS[:1], *SHARED_KEYS[:1]),
-        numerics=("float64", "bfloat16", "exact-float32", "train-float64"),
-        variants=(
-            "bias",
-            "gelu_erf",
-            "relu",
-            "layer_norm",
-            "rms_norm",
-            "separate",
-            "packed_bias",
-            "padded",
-            "padded_vocabulary",
-            "label_smoothing",
-            "panel5",
-            "plain",
-            "one_table",
-            "multi_head",
-            "grouped_causal_rope",
-            "contiguous",
-            "per_head_grouped_causal_rope",
-            "replicated_causal_rope",
-            "gpt",
-            "bert",
-            "llama",
+    "smoke": (
+        Selection(
+            meshes=({"tp": 4},),
+            numerics=("float64", "exact-float32"),
+            variants=("bias", "gelu_erf", "relu"),
+            plans=("column_parallel", "row_parallel", "megatron"),
         ),
     ),
+    # Every layer, plan and style where the axis has one neighbour and where it has several. Every kind of numbers on the
+    # fewest processes: each compiles for itself. The exact operands are bfloat16, since the program that rounds serves.
+    "standard": (
+        Selection(
+            meshes=({"tp": 2}, GRIDS[0], SHARED_KEYS[0]),
+            numerics=("float64", "bfloat16", "exact-bfloat16"),
+            variants=TYPICAL,
+        ),
+        Selection(meshes=({"tp": 4},), numerics=("float64", "train-float64"), variants=TYPICAL),
+    ),
     # Everything, on one device and on an odd number of them too.
-    "full": Selection(
-        meshes=({"tp": 1}, {"tp": 2}, {"tp": 3}, {"tp": 4}, *GRIDS, *LINES, *SHARED_KEYS),
-        numerics=(*NUMERICS, *TRAINING),
+    "full": (
+        Selection(
+            meshes=({"tp": 1}, {"tp": 2}, {"tp": 3}, {"tp": 4}, *GRIDS, *LINES, *SHARED_KEYS),
+            numerics=(*NUMERICS, *TRAINING),
+        ),
     ),
 }
 
@@ -95,28 +106,30 @@ def family_of(case: Case) -> Family:
     raise CaseError(f"{case.id}: there is no plan {case.layer}/{case.plan}")
 
 
-def select(selection: Selection, globs: Sequence[str] = ()) -> list[Case]:
-    """The cases whose ids match one of the globs (none: all). Raises CaseError for a glob that matches nothing.
+def select(suite: Sequence[Selection], globs: Sequence[str] = ()) -> list[Case]:
+    """The cases of a suite whose ids match one of the globs (none: all). Raises CaseError for a glob without a match.
 
     A family without a mesh of its axes among those selected has no cases; a mesh that suits no family is refused.
     """
     families = list(_matching_families(globs))
-    unknown = [mesh for mesh in selection.meshes if not any(family.fits(mesh) for family in FAMILIES)]
-    if not any(family.fits(mesh) for family in families for mesh in selection.meshes):
-        unknown += selection.meshes
+    meshes = [mesh for selection in suite for mesh in selection.meshes]
+    unknown = [mesh for mesh in meshes if not any(family.fits(mesh) for family in FAMILIES)]
+    if not any(family.fits(mesh) for family in families for mesh in meshes):
+        unknown += meshes
     if families and unknown:
         check_mesh(families[0], unknown[0])
-    cases = [case for family in families for case in cases_of(family, selection)]
+    found = (case for family in families for selection in suite for case in cases_of(family, selection))
+    cases = list({case.id: case for case in found}.values())
     if not cases and not globs:
         raise CaseError("no case has all of what is asked for (suite, mesh, dtype): `parity list` shows what there is")
-    for letter in selection.dims or {}:
+    for letter in {letter for selection in suite for letter in selection.dims or {}}:
         if not any(letter in case.dims for case in cases):
             raise CaseError(f"no case that is asked for has a dim {letter!r}; `parity list` shows their layouts")
     if not globs:
         return cases
     for glob in globs:
         if not any(matches(case.id, glob) for case in cases):
-            raise CaseError(f"no case matches {glob!r}; `parity list` shows them, e.g. {example(selection)}")
+            raise CaseError(f"no case matches {glob!r}; `parity list` shows them, e.g. {example(suite)}")
     return [case for case in cases if any(matches(case.id, glob) for glob in globs)]
 
 
@@ -126,9 +139,10 @@ def matches(case_id: str, glob: str) -> bool:
     return any(fnmatch.fnmatchcase("/".join(words[:n]), glob) for n in range(1, len(words) + 1))
 
 
-def example(selection: Selection) -> str:
+def example(suite: Sequence[Selection]) -> str:
     """The id of some case, for messages."""
-    return next(case.id for family in FAMILIES for case in cases_of(family, replace(selection, dims=None)))
+    plain = (replace(selection, dims=None) for selection in suite)
+    return next(case.id for selection in plain for family in FAMILIES for case in cases_of(family, selection))
 
 
 def _matching_families(globs: Sequence[str]) -> Iterator[Family]:

@@ -9,7 +9,7 @@ from parity.cases.notation import Expected
 
 DIMS = {"M": 12, "K": 36, "N": 60}  # rectangular; blocks of 3, 9 and 15 on four devices of an axis, 4, 12, 20 on three
 
-NUMERICS = ("float64", "bfloat16", "exact-float32")
+NUMERICS = ("float64", "bfloat16", "exact-float32", "exact-bfloat16")
 
 PLAIN = (Variant("plain", {}, NUMERICS, ("w",)),)
 # 36 is a multiple of neither, and some panels cross the borders of blocks. A panel of 50 is all of K at once.

@@ -153,8 +153,8 @@ def test_bound_is_small_beside_the_effect_of_one_head(dtype: str) -> None:
 def test_heads_that_tp_does_not_divide_are_refused_by_their_number() -> None:
     only = Selection(meshes=({"tp": 4},), numerics=("float64",), variants=("multi_head",))
     with pytest.raises(CaseError, match=r"tp=4 does not divide H=6 of q\.w \[D H\*E@tp\]; H=4 or 8 would work"):
-        select(Selection(**{**vars(only), "dims": {"H": 6, "K": 6, "E": 4}}), ["attention"])
-    assert len(select(only, ["attention/megatron"])) == 3
+        select([Selection(**{**vars(only), "dims": {"H": 6, "K": 6, "E": 4}})], ["attention"])
+    assert len(select([only], ["attention/megatron"])) == 3
 
 
 def test_every_variant_of_the_standard_suite_exists() -> None:

@@ -186,7 +186,7 @@ def test_a_partitioners_choice_is_noted_beside_the_formula():
 
 
 def meshes(*sizes):
-    return Selection(meshes=sizes, numerics=("float64",))
+    return [Selection(meshes=sizes, numerics=("float64",))]
 
 
 def test_families_take_the_meshes_that_have_their_axes():
