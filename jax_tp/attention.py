@@ -34,7 +34,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import copy_to_tp, gather_from_sp, reduce_from_tp, reduce_scatter_to_sp
+from jax_tp.collectives import copy_to_tp, gather_from_sp, map_shards, reduce_from_tp, reduce_scatter_to_sp
 from jax_tp.layouts import Plan, State, child
 from jax_tp.linear import PLANS as LINEAR
 from jax_tp.linear import (
@@ -160,7 +160,7 @@ class ManualAttention(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         linears = self.q, self.k, self.v, self.o
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, *(spec for part in linears for spec in part.specs)),
             out_specs=self.plan.y,

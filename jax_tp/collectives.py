@@ -20,10 +20,20 @@ https://docs.jax.dev/en/latest/notebooks/shard_map.html
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from jax import lax
+
+
+def map_shards(body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`jax.shard_map` over all axes; the body itself where they are manual already, inside another (`hybrid.py`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if set(mesh.manual_axes) == set(mesh.axis_names):
+        return body
+    return jax.shard_map(body, in_specs=in_specs, out_specs=out_specs)
 
 
 def copy_to_tp(x: jax.Array, axis: str) -> jax.Array:

@@ -29,7 +29,7 @@ from jax.lax import axis_index, stop_gradient, with_sharding_constraint
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import max_over_tp, reduce_from_tp
+from jax_tp.collectives import map_shards, max_over_tp, reduce_from_tp
 from jax_tp.embedding import check_ids
 from jax_tp.layouts import Plan, State
 
@@ -58,7 +58,7 @@ class CrossEntropy(nnx.Module):
     def mean(self, loss_BS: jax.Array, labels_BS: jax.Array) -> jax.Array:
         """Over the tokens whose label counts."""
         counts = labels_BS != self.ignore_index
-        return jnp.where(counts, loss_BS, 0).sum() / counts.sum()
+        return jnp.where(counts, loss_BS, 0).sum() / counts.sum(dtype=loss_BS.dtype)
 
 
 # --------------------------------------------------------------------------------------------------------- typed
@@ -99,7 +99,7 @@ class ManualCrossEntropy(CrossEntropy):
     """`body` is the code of one device, on its own logits."""
 
     def __call__(self, x_BSV: jax.Array, labels_BS: jax.Array) -> jax.Array:
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, self.plan.inputs["labels"]),
             out_specs=self.plan.y,

@@ -28,7 +28,7 @@ from jax.lax import axis_index, with_sharding_constraint
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import reduce_from_tp
+from jax_tp.collectives import map_shards, reduce_from_tp
 from jax_tp.layouts import Plan, State, place
 
 PLANS = {
@@ -120,7 +120,7 @@ class ManualEmbedding(ShardedEmbedding):
     """Masked lookup, then g."""
 
     def __call__(self, x_BS: jax.Array) -> jax.Array:
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, self.plan.params["embedding"]),
             out_specs=self.plan.y,

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
 from jax_tp.attention import COLUMN, ROW, Heads, attend, check_heads
-from jax_tp.collectives import copy_to_tp, reduce_from_tp
+from jax_tp.collectives import copy_to_tp, map_shards, reduce_from_tp
 from jax_tp.layouts import Plan, State, child
 from jax_tp.linear import (
     REPLICATED,
@@ -107,7 +107,7 @@ class ManualFusedAttention(nnx.Module):
         self.o = ShardedLinear(mesh, plan.children["o"], child(state, "o"))
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, *self.qkv.specs, *self.o.specs),
             out_specs=self.plan.y,

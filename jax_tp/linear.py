@@ -41,6 +41,7 @@ from jax_tp.collectives import (
     copy_to_tp,
     gather_from_sp,
     gather_from_tp,
+    map_shards,
     reduce_from_tp,
     reduce_scatter_to_sp,
     split_to_tp,
@@ -102,9 +103,10 @@ class AutoColumnLinear(ShardedLinear):
     """The compiler shards the computation; without these constraints it may gather w, if w is smaller than x or y."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        batch = self.plan.x[0]  # the axis that shards the batch, if one does: hybrid.py
         if self.plan.x == SEQUENCE_SHARDED:
             x_BSD = with_sharding_constraint(x_BSD, REPLICATED)
-        y_BSF = with_sharding_constraint(super().__call__(x_BSD), FEATURES_SHARDED)
+        y_BSF = with_sharding_constraint(super().__call__(x_BSD), P(batch, None, "tp"))
         return with_sharding_constraint(y_BSF, self.plan.y)
 
 
@@ -112,7 +114,7 @@ class AutoRowLinear(ShardedLinear):
     """The compiler sees a product over a sharded D and a y that is to be replicated: it inserts the all-reduce."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        x_BSD = with_sharding_constraint(x_BSD, FEATURES_SHARDED)
+        x_BSD = with_sharding_constraint(x_BSD, P(self.plan.y[0], None, "tp"))
         return with_sharding_constraint(super().__call__(x_BSD), self.plan.y)
 
 
@@ -144,7 +146,7 @@ class ManualLinear(ShardedLinear):
     """`body` is the code of one device, on the shards that the plan gives it."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, *self.specs),
             out_specs=self.plan.y,

@@ -29,7 +29,7 @@ from jax.lax import with_sharding_constraint
 from jax.nn import gelu, relu
 from jax.sharding import Mesh
 
-from jax_tp.collectives import copy_to_tp, gather_from_sp, reduce_from_tp, reduce_scatter_to_sp
+from jax_tp.collectives import copy_to_tp, gather_from_sp, map_shards, reduce_from_tp, reduce_scatter_to_sp
 from jax_tp.layouts import Plan, State, child
 from jax_tp.linear import PLANS as LINEAR
 from jax_tp.linear import (
@@ -113,7 +113,7 @@ class ManualMlp(nnx.Module):
         self.act = ACTIVATIONS[activation]
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, *self.up.specs, *self.down.specs),
             out_specs=self.plan.y,

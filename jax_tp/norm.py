@@ -26,7 +26,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import copy_to_tp
+from jax_tp.collectives import copy_to_tp, map_shards
 from jax_tp.layouts import Plan, State, place
 
 REPLICATED = {"scale": P(None), "bias": P(None)}
@@ -127,7 +127,7 @@ class ManualNorm(ShardedNorm):
     """Per-device code: f on the parameters, if each device has tokens of its own."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, *self.specs),
             out_specs=self.plan.y,

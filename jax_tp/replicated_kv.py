@@ -27,7 +27,7 @@ from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
 from jax_tp.attention import Heads, attend
-from jax_tp.collectives import copy_to_tp, reduce_from_tp
+from jax_tp.collectives import copy_to_tp, map_shards, reduce_from_tp
 from jax_tp.layouts import Plan, State, child
 from jax_tp.linear import REPLICATED, ShardedLinear, linear, values
 
@@ -131,7 +131,7 @@ class ManualReplicatedKv(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         linears = self.q, self.k, self.v, self.o
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, *(spec for part in linears for spec in part.specs)),
             out_specs=self.plan.y,

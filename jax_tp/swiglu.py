@@ -27,10 +27,10 @@ from jax.nn import silu
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import copy_to_tp, gather_from_sp, reduce_from_tp, reduce_scatter_to_sp
+from jax_tp.collectives import copy_to_tp, gather_from_sp, map_shards, reduce_from_tp, reduce_scatter_to_sp
 from jax_tp.layouts import Plan, State, child
+from jax_tp.linear import PLANS as LINEAR
 from jax_tp.linear import (
-    FEATURES_SHARDED,
     REPLICATED,
     SEQUENCE_SHARDED,
     AutoRowLinear,
@@ -39,7 +39,6 @@ from jax_tp.linear import (
     linear,
     values,
 )
-from jax_tp.linear import PLANS as LINEAR
 from jax_tp.packed import PACKED_COLUMN, ShardedPackedLinear, linears
 
 # The layer gathers x for gate and up together: to them it is whole.
@@ -79,11 +78,11 @@ class AutoSwiglu(nnx.Module):
         self.down = AutoRowLinear(mesh, plan.children["down"], child(state, "down"))
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        x_BSD = with_sharding_constraint(x_BSD, REPLICATED)
+        x_BSD = with_sharding_constraint(x_BSD, P(self.plan.x[0], None, None))
         if self.is_packed:
-            gate_up = with_sharding_constraint(self.gate_up(x_BSD), PACKED_COLUMN.y)
+            gate_up = with_sharding_constraint(self.gate_up(x_BSD), self.gate_up.plan.y)
             return self.down(gated(gate_up[:, :, 0], gate_up[:, :, 1]))
-        gate, up = (with_sharding_constraint(layer(x_BSD), FEATURES_SHARDED) for layer in (self.gate, self.up))
+        gate, up = (with_sharding_constraint(layer(x_BSD), layer.plan.y) for layer in (self.gate, self.up))
         return self.down(gated(gate, up))
 
 
@@ -127,7 +126,7 @@ class ManualSwiglu(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         layers = [*([self.gate_up] if self.is_packed else [self.gate, self.up]), self.down]
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(self.plan.x, *(spec for layer in layers for spec in layer.specs)),
             out_specs=self.plan.y,

@@ -28,7 +28,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import copy_to_tp
+from jax_tp.collectives import copy_to_tp, map_shards
 from jax_tp.embedding import PLANS as EMBEDDING
 from jax_tp.embedding import AutoEmbedding, ManualEmbedding, TypedEmbedding, check_ids, check_size
 from jax_tp.layouts import Plan, State, child
@@ -93,7 +93,7 @@ class ManualTied(Tied):
 
     def logits(self, h_BSD: jax.Array) -> jax.Array:
         embed = self.plan.children["embed"]
-        per_device = jax.shard_map(
+        per_device = map_shards(
             self.body,
             in_specs=(embed.y, embed.params["embedding"]),
             out_specs=self.plan.y,

@@ -22,13 +22,17 @@ def _payload_of_result(args: tuple[Any, ...], result: torch.Tensor) -> torch.Ten
 
 
 # Which tensor is the payload (S as nccl-tests counts it): the whole buffer, the gathered output, the whole input.
-FUNCTIONAL_COLLECTIVES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
-    "all_reduce": ("all_reduce", _payload_of_input),
-    "all_gather_into_tensor": ("all_gather", _payload_of_result),
-    "reduce_scatter_tensor": ("reduce_scatter", _payload_of_input),
-    "all_to_all_single": ("all_to_all", _payload_of_input),
-    "broadcast": ("broadcast", _payload_of_input),
-    "shard_dim_alltoall": ("all_to_all", _payload_of_input),  # DTensor's Shard(i) -> Shard(j), where NCCL carries it
+COLLECTIVES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
+    "_c10d_functional::all_reduce": ("all_reduce", _payload_of_input),
+    "_c10d_functional::all_gather_into_tensor": ("all_gather", _payload_of_result),
+    "_c10d_functional::reduce_scatter_tensor": ("reduce_scatter", _payload_of_input),
+    "_c10d_functional::all_to_all_single": ("all_to_all", _payload_of_input),
+    "_c10d_functional::broadcast": ("broadcast", _payload_of_input),
+    "_dtensor::shard_dim_alltoall": ("all_to_all", _payload_of_input),  # Shard(i) -> Shard(j), where NCCL carries it
+    # As `fully_shard` and `replicate` call them: the output is an argument.
+    "c10d::_allgather_base_": ("all_gather", lambda args, result: args[0]),
+    "c10d::_reduce_scatter_base_": ("reduce_scatter", lambda args, result: args[1]),
+    "c10d::allreduce_": ("all_reduce", lambda args, result: args[0][0]),
 }
 NAMESPACES = ("_c10d_functional", "c10d", "_dtensor")
 
@@ -37,6 +41,13 @@ def _is_permute(args: tuple[Any, ...]) -> bool:
     """Whether an all-to-all sends and receives all of its tensor in one split: one message a device."""
     _, receives, sends, _ = args
     return len(sends) > 1 and all(sum(size > 0 for size in splits) == 1 for splits in (receives, sends))
+
+
+def _group_of(name: str, args: tuple[Any, ...]) -> dist.ProcessGroup:
+    """The process group of a call: functional collectives take its name last, the others the group itself."""
+    if isinstance(args[-1], str):
+        return dist.distributed_c10d._resolve_process_group(args[-1])
+    return dist.ProcessGroup.unbox(args[1] if name == "c10d::allreduce_" else args[2])
 
 
 NOT_COLLECTIVES = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}
@@ -55,7 +66,7 @@ class Call:
 
 @dataclass
 class RecordCollectives(TorchDispatchMode):
-    """Record every functional collective that runs inside `with RecordCollectives(mesh) as record`.
+    """Record every collective that runs inside `with RecordCollectives(mesh) as record`.
 
     `CommDebugMode` counts calls; this also takes the tensor and the group, which give the bytes and the mesh axis.
     """
@@ -80,19 +91,19 @@ class RecordCollectives(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.namespace == "profiler":
             self._scopes = [*self._scopes, args[0]] if "enter" in func._schema.name else self._scopes[:-1]
-        name = func._schema.name.partition("::")[2]
-        if func.namespace != "c10d" and func.namespace in NAMESPACES and name in FUNCTIONAL_COLLECTIVES:
+        name = func._schema.name
+        if name in COLLECTIVES:
             self._record(name, args, result)
-        elif func.namespace in NAMESPACES and name not in NOT_COLLECTIVES:
-            raise TypeError(f"{func} cannot be traced: use a functional collective listed in torch_tp/trace.py")
+        elif func.namespace in NAMESPACES and name.partition("::")[2] not in NOT_COLLECTIVES:
+            raise TypeError(f"{func} cannot be traced: use a collective listed in torch_tp/trace.py")
         return result
 
     def _record(self, name: str, args: tuple[Any, ...], result: torch.Tensor) -> None:
-        kind, payload = FUNCTIONAL_COLLECTIVES[name]
-        if name == "all_to_all_single" and _is_permute(args):
+        kind, payload = COLLECTIVES[name]
+        if name == "_c10d_functional::all_to_all_single" and _is_permute(args):
             kind = "permute"
         tensor = payload(args, result)
-        group = dist.distributed_c10d._resolve_process_group(args[-1])
+        group = _group_of(name, args)
         if group.size() == 1:
             return  # nothing leaves the device
         self.calls.append(

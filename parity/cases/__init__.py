@@ -12,6 +12,7 @@ from parity.cases import (
     cross_entropy,
     embedding,
     grid_matmul,
+    hybrid,
     linear,
     mlp,
     models,
@@ -34,11 +35,14 @@ FAMILIES: tuple[Family, ...] = (
     *block.FAMILIES,
     *tied.FAMILIES,
     *models.FAMILIES,
+    *hybrid.FAMILIES,
 )
 
 # Even and odd sides, and sides that differ; in LINES there is nothing to send along one of the axes.
 GRIDS = tuple({"x": x, "y": y} for x, y in ((2, 2), (2, 4), (3, 3)))
 LINES = tuple({"x": x, "y": y} for x, y in ((1, 4), (4, 1)))
+# Data parallelism over nodes, tensor parallelism within them: as the tutorial's 2 x 4, and a square.
+HYBRIDS = tuple({axis: 2, "tp": tp} for axis in ("dp", "fsdp") for tp in (2, 4))
 # Keys that two devices share, and keys of one device each.
 SHARED_KEYS = ({"kv": 2, "rep": 2}, {"kv": 2, "rep": 1})
 
@@ -78,11 +82,11 @@ SUITES: dict[str, tuple[Selection, ...]] = {
             plans=("column_parallel", "row_parallel", "megatron"),
         ),
     ),
-    # Every layer, plan and style where the axis has one neighbour and where it has several. Every kind of numbers on the
-    # fewest processes: each compiles for itself. The exact operands are bfloat16, since the program that rounds serves.
+    # Every layer, plan and style where the axis has one neighbour and where it has several. Every kind of numbers on
+    # the fewest processes: each compiles for itself. Exact operands in bfloat16, as its program is there already.
     "standard": (
         Selection(
-            meshes=({"tp": 2}, GRIDS[0], SHARED_KEYS[0]),
+            meshes=({"tp": 2}, GRIDS[0], SHARED_KEYS[0], HYBRIDS[0], HYBRIDS[2]),
             numerics=("float64", "bfloat16", "exact-bfloat16"),
             variants=TYPICAL,
         ),
@@ -91,7 +95,7 @@ SUITES: dict[str, tuple[Selection, ...]] = {
     # Everything, on one device and on an odd number of them too.
     "full": (
         Selection(
-            meshes=({"tp": 1}, {"tp": 2}, {"tp": 3}, {"tp": 4}, *GRIDS, *LINES, *SHARED_KEYS),
+            meshes=({"tp": 1}, {"tp": 2}, {"tp": 3}, {"tp": 4}, *GRIDS, *LINES, *SHARED_KEYS, *HYBRIDS),
             numerics=(*NUMERICS, *TRAINING),
         ),
     ),

@@ -49,6 +49,7 @@ class Family:
     in_float32: tuple[str, ...] = ()  # tensors that are float32 in bfloat16 cases
     axes: tuple[str, ...] = ()  # mesh axes that it runs on without a tensor sharded over them
     styles: tuple[str, ...] = STYLES
+    left_out: tuple[tuple[str, str], ...] = ()  # (style, numerics) in which a framework departs from the plan
     square: bool = False  # only on meshes whose axes are all of one size
     is_chosen: bool = False  # the framework's partitioner chooses the collectives: noted beside the formula, not judged
 
@@ -104,7 +105,10 @@ def cases_of(family: Family, selection: Selection) -> Iterator[Case]:
         for mesh in filter(family.fits, selection.meshes):
             check_divisible(family, dims, mesh)
             for style in family.styles:
+                left_out = [numerics for one, numerics in family.left_out if one == style]
                 for numerics in (name for name in variant.numerics if name in selection.numerics):
+                    if numerics in left_out:
+                        continue
                     for seed in selection.seeds:
                         yield make_case(family, variant, dims, mesh, style, numerics, seed)
 

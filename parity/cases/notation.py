@@ -24,6 +24,7 @@ class Expected:
     of_input: bool = False  # serves the gradient of the input, which training does not take
     of_loss: bool = False  # counted in the loss's dtype (float32 for bfloat16 cases), not in the case's
     in_float32: bool = False  # counted in float32 for bfloat16 cases
+    torch_only: bool = False  # PyTorch does it for a whole group of tensors; XLA leaves out what nobody reads
     of_tokens: bool = False  # a sum over tokens: XLA reduces it in float32 and rounds to bfloat16 afterwards
 
     def collective(self, sizes: Mapping[str, int], dtype: str, compiled: bool = False) -> Collective:

@@ -27,6 +27,8 @@ OBSERVED = "PyTorch's collectives are seen as they are dispatched, JAX's read fr
 COMPILED = "A JAX step is a pure function that is compiled ahead of time, with layouts for its outputs."
 A100 = "XLA can compile for GPUs that are not there; what PyTorch dispatches does not depend on the device."
 
+SHARE = "`fully_shard` and `replicate` work on any module in any style; in JAX the styles say it in their own ways."
+
 DIFFERENCES = (
     Difference("mesh.py", "make_mesh", "axes, device", "axes, axis_type, devices", DEVICE),
     Difference("layouts.py", "to_tensor", "array, device", "", "JAX takes NumPy arrays as they are."),
@@ -35,6 +37,13 @@ DIFFERENCES = (
     Difference("layouts.py", "canonical", "name, tensor", "", TRANSPOSED),
     Difference("layouts.py", "named_parameters", "", "params", "nn.Module has a method of this name."),
     Difference("layouts.py", "describe", "tensor", "array", "DTensors are tensors, jax.Arrays are arrays."),
+    Difference(
+        "collectives.py",
+        "map_shards",
+        "",
+        "body, in_specs, out_specs",
+        "A local_map may stand in code of one device; a shard_map over axes that are manual already may not.",
+    ),
     Difference("linear.py", "PlainLinear", "device, state", "", "`parallelize_module` starts from an unsharded layer."),
     Difference("linear.py", "AutoColumnLinear.__call__", "", "x_BSD", HOOKS),
     Difference("linear.py", "AutoRowLinear.__call__", "", "x_BSD", HOOKS),
@@ -78,6 +87,14 @@ DIFFERENCES = (
     Difference("replicated_kv.py", "shape_of_copies", "", "w, size, rep", "PyTorch has local_map instead."),
     Difference("replicated_kv.py", "AutoReplicatedKv.copies", "", "w", "As for shape_of_copies."),
     Difference("replicated_kv.py", "TypedReplicatedKv.copies", "", "w", "As for shape_of_copies."),
+    Difference("hybrid.py", "AutoDataParallel", "", "inherited", SHARE),
+    Difference("hybrid.py", "DataParallel.mean_of_means", "mean, labels", "", SHARE),
+    Difference("hybrid.py", "ManualDataParallel", "", "inherited", SHARE),
+    Difference("hybrid.py", "check_divisible", "inner, axis, size", "", "In JAX `shard` finds it out."),
+    Difference("hybrid.py", "is_kept", "", "primitive", "`fully_shard` frees what it gathers; JAX is told so."),
+    Difference("hybrid.py", "on_batch", "layout, has_batch", "plan, axis", LAYOUT_WORDS),
+    Difference("hybrid.py", "shard", "", "param, mesh, name", "`fully_shard`."),
+    Difference("hybrid.py", "whole_spec", "", "param", "A PartitionSpec may leave out dims at its end."),
     Difference("train.py", "like", "local, other", "", GRADIENTS),
     Difference("trace.py", "RecordCollectives", "mesh", "", OBSERVED),
     Difference("trace.py", "declared_collectives", "", "closed, mesh", OBSERVED),

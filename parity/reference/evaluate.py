@@ -10,7 +10,7 @@ from autograd import value_and_grad
 from autograd.differential_operators import make_vjp
 
 from parity.reference.attention import attention, fused_attention
-from parity.reference.block import block
+from parity.reference.block import block, child
 from parity.reference.cross_entropy import cross_entropy
 from parity.reference.embedding import embedding
 from parity.reference.formula import Arrays, Formula, Options
@@ -20,6 +20,12 @@ from parity.reference.models import bert, gpt, llama
 from parity.reference.norm import norm
 from parity.reference.swiglu import swiglu
 from parity.reference.tied import tied
+
+
+def inner(formula: Formula) -> Formula:
+    """The formula of a layer whose parameters stand under "inner": how the batch is shared out changes nothing."""
+    return lambda params, batch, options: formula(child(params, "inner"), batch, options)
+
 
 LAYERS: dict[str, Formula] = {
     "attention": attention,
@@ -34,6 +40,9 @@ LAYERS: dict[str, Formula] = {
     "cross_entropy": cross_entropy,
     "block": block,
     "tied": tied,
+    "hybrid.block": inner(block),
+    "hybrid.models.gpt": inner(gpt),
+    "hybrid.models.llama": inner(llama),
     "models.bert": bert,
     "models.gpt": gpt,
     "models.llama": llama,

@@ -1,6 +1,6 @@
 """The faults of faulty_worker.py, as replacements of names in jax_tp.
 
-`replacements(fault, rank)` is {name: original -> replacement}; names are looked up in linear, mlp, optimizer and tasks.
+`replacements(fault, rank)` is {name: original -> replacement}; names are looked up in the modules that it lists.
 A missing all-reduce cannot be written plainly: the types of `shard_map` refuse a varying value where an invariant one
 is due. So the sum is there, and the parts of all devices but the first are missing from it.
 """
@@ -144,5 +144,6 @@ def replacements(fault: str, rank: int) -> dict[str, Replace]:
         "decay_of_the_framework": {
             "Recipe": lambda original: lambda **given: original(**given | {"weight_decay": 1e-4})
         },
+        "gradients_not_synced_over_dp": {"copy_to_tp": only_first_gradient},
         "target_of_another_dtype": {"loss_and_gradients": narrower_target},
     }[fault]

@@ -1,6 +1,6 @@
 """The faults of faulty_worker.py, as replacements of names in torch_tp.
 
-`replacements(fault, rank)` is {name: original -> replacement}; names are looked up in linear, mlp, optimizer and tasks.
+`replacements(fault, rank)` is {name: original -> replacement}; names are looked up in the modules that it lists.
 """
 
 from __future__ import annotations
@@ -136,5 +136,6 @@ def replacements(fault: str, rank: int) -> dict[str, Replace]:
         "decay_of_the_framework": {
             "Recipe": lambda original: lambda **given: original(**given | {"weight_decay": 1e-2})
         },
+        "gradients_not_synced_over_dp": {"replicate": lambda original: lambda module, mesh: None},
         "target_of_another_dtype": {"loss_and_gradients": narrower_target},
     }[fault]

@@ -25,13 +25,15 @@ FAULTS = {
     10: "weights_never_move",
     11: "replicated_gradients_counted_tp_times",
     12: "decay_of_the_framework",
+    13: "gradients_not_synced_over_dp",
 }
 
 
 @contextmanager
 def planted(framework: str, fault: str, rank: int) -> Iterator[None]:
     """Replace what makes the fault, in the layers and the optimizer of this framework."""
-    modules = [importlib.import_module(f"{framework}_tp.{name}") for name in ("linear", "mlp", "optimizer", "tasks")]
+    names = ("linear", "mlp", "hybrid", "optimizer", "tasks")
+    modules = [importlib.import_module(f"{framework}_tp.{name}") for name in names]
     replacements = importlib.import_module(f"faults_{framework}").replacements(fault, rank)
     with ExitStack() as stack:
         for name, make in replacements.items():

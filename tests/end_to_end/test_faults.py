@@ -37,8 +37,10 @@ PLANTED = {
     "target_of_another_dtype": ("column_parallel", "bias", "typed", r" y: is float32, expected float64"),
     "weights_never_move": ("megatron", "gelu_erf", "auto", rf" step1.up.w: .*({NUMBERS})"),
     "replicated_gradients_counted_tp_times": ("megatron", "gelu_erf", "manual", rf" step1.norm: .*({NUMBERS})"),
+    "gradients_not_synced_over_dp": ("dp", "gpt", "manual", rf" inner.mlp.up.w.grad: .*({NUMBERS})"),
     "decay_of_the_framework": ("megatron", "gelu_erf", "typed", rf" step1.down.w: .*({NUMBERS})"),
 }
+LAYERS = ("linear", "mlp", "hybrid.block")
 IN_TRAINING = ("weights_never_move", "replicated_gradients_counted_tp_times", "decay_of_the_framework")
 # The faults that must be seen as well where rounding is coarser.
 ALSO_FLOAT32 = ("missing_all_reduce", "bias_added_tp_times", "swapped_shards", "gelu_tanh_for_erf", *IN_TRAINING)
@@ -46,9 +48,9 @@ ALSO_FLOAT32 = ("missing_all_reduce", "bias_added_tp_times", "swapped_shards", "
 
 def case_of(fault: str, numerics: str, seed: int):
     plan, variant, style, _ = PLANTED[fault]
-    (family,) = (family for family in FAMILIES if family.plan == plan and family.layer in ("linear", "mlp"))
+    (family,) = (family for family in FAMILIES if family.plan == plan and family.layer in LAYERS)
     wanted = Selection(
-        meshes=({"tp": 4},),
+        meshes=({"tp": 4}, {"dp": 2, "tp": 2}),
         numerics=(numerics,),
         variants=(variant,),
         seeds=(seed,),

@@ -1,0 +1,194 @@
+"""Data parallelism beside tensor parallelism: any layer or model on a mesh (dp | fsdp) x tp.
+
+    x_shard = x[own part of the batch]          y_shard = inner(x_shard)         dw = sum over the axis of inner's dw
+
+    B batch   N elements of a parameter as the tp plan shards it: all of it, or its 1/tp   dp, fsdp, tp devices an axis
+
+                         dp                                 fsdp
+    x a device           [B/dp, ...]                        [B/fsdp, ...]
+    parameter a device   as the tp plan has it: N           N/fsdp, cut along its output dim, within the tp shard
+    forward              what inner sends for B/dp          the same for B/fsdp, and an all-gather of N a parameter
+    backward             the same,                          the same, the all-gather again (the whole parameter is not
+                         and an all-reduce of N             kept in between), and a reduce-scatter of N
+                         a parameter
+
+Tensor parallelism is for the fast links: its axis is the last one of the mesh, whose devices are neighbours.
+A model's y is a mean over the labels that count. Each part of the batch has its own number of these, so y is the mean
+of the parts' means weighted by it: two all-reduces of a scalar more.
+
+In the style `auto` the layouts say it all: the batch of every activation lies on the axis, and a parameter is used in
+its tp layout. In `manual` the whole is one `shard_map` over both axes: the transpose of a parameter that all parts use
+is the sum of its gradients, that of `all_gather` the reduce-scatter. XLA gathers again what the backward pass reads:
+no biases, no tables of which rows are looked up.
+
+Sources: FSDP, https://arxiv.org/abs/2304.11277, and ZeRO, https://arxiv.org/abs/1910.02054;
+https://docs.jax.dev/en/latest/notebooks/shard_map.html#fsdp-tp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.lax import all_gather, psum, with_sharding_constraint
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_tp.collectives import copy_to_tp, map_shards
+from jax_tp.layouts import Plan, State, child, place
+
+AXES = ("dp", "fsdp")
+IGNORED = -100  # the label that does not count: the default of `cross_entropy.build`
+
+
+# Results that are another view of their operand: to keep them would keep it.
+VIEWS = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose")
+
+
+def is_kept(primitive: Any, *operands: Any, **params: Any) -> bool:
+    """Whether the backward pass finds this result of the forward pass or makes it again: not so whole parameters.
+
+    They come from all-gathers over fsdp, or from constraints, of which those of activations have more than two dims.
+    """
+    if primitive.name == "all_gather":
+        return "fsdp" not in params["axis_name"]
+    return primitive.name not in VIEWS and (primitive.name != "sharding_constraint" or operands[0].ndim > 2)
+
+
+def on_batch(plan: Plan, axis: str) -> Plan:
+    """A layer's plan over tp as one over (axis, tp): the axis shards the first dim, the batch, of every activation."""
+
+    def shared(spec: P) -> P:
+        return P(axis, *spec[1:]) if spec else spec
+
+    return replace(
+        plan,
+        x=shared(plan.x),
+        y=shared(plan.y),
+        inputs={name: shared(spec) for name, spec in plan.inputs.items()},
+        children={name: on_batch(part, axis) for name, part in plan.children.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """A layer or model in one of its tp plans, beside data parallelism; it stands in LAYERS as any layer does."""
+
+    layer: ModuleType
+    plan: str
+    is_mean: bool  # y is the mean over the labels that count, and has no batch
+
+    @property
+    def PLANS(self) -> dict[str, Plan]:  # noqa: N802  a layer's name for it
+        inner = self.layer.PLANS[self.plan]
+        return {axis: replace(on_batch(inner, axis), params={}, children={"inner": inner}) for axis in AXES}
+
+    def check_inputs(self, inputs: Mapping[str, np.ndarray], **options: Any) -> None:
+        """As the layer does it."""
+        if hasattr(self.layer, "check_inputs"):
+            self.layer.check_inputs(inputs, **options)
+
+    def build(self, mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
+        """The layer in the given style on the axis tp, shared out over the other one; `state`: that of "inner".
+
+        Raises ValueError as the layer's `build` does, and for a parameter that the axis does not divide.
+        """
+        axis = next(name for name in mesh.axis_names if name in AXES)
+        inner_plan = plan.children["inner"] if style == "manual" else on_batch(plan.children["inner"], axis)
+        inner = self.layer.build(mesh, style, inner_plan, child(state, "inner"), **options)
+        return DATA_PARALLEL[style](mesh, axis, plan, inner, self.is_mean)
+
+
+class DataParallel(nnx.Module):
+    """The inner module for the own part of the batch; its parameters in shards, or the same everywhere."""
+
+    def __init__(self, mesh: Mesh, axis: str, plan: Plan, inner: nnx.Module, is_mean: bool) -> None:
+        self.axis, self.plan, self.is_mean = axis, plan, is_mean
+        params = nnx.to_flat_state(nnx.state(inner, nnx.Param))
+        self.tp_specs = tuple(whole_spec(param.get_value()) for _, param in params)
+        if axis == "fsdp":
+            for path, param in params:
+                param.set_value(shard(param.get_value(), mesh, ".".join(map(str, path))))
+            nnx.update(inner, nnx.from_flat_state(params))
+        self.specs = tuple(whole_spec(param.get_value()) for _, param in params)
+        self.inner = inner
+
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        graph, params = nnx.split(self.inner)
+        paths, leaves = zip(*((path, param.get_value()) for path, param in nnx.to_flat_state(params)), strict=True)
+
+        def forward(leaves: tuple[jax.Array, ...], *inputs: jax.Array) -> jax.Array:
+            whole = map(self.gather, leaves, self.specs, self.tp_specs)
+            state = [(path, nnx.Param(leaf)) for path, leaf in zip(paths, whole, strict=True)]
+            return self.combine(nnx.merge(graph, nnx.from_flat_state(state))(*inputs), inputs[-1])
+
+        return self.map_parts(jax.checkpoint(forward, policy=is_kept) if self.axis == "fsdp" else forward)(
+            leaves, *inputs
+        )
+
+
+class AutoDataParallel(DataParallel):
+    """The compiler sees parameters that are cut, and used in layouts that are not."""
+
+    def gather(self, leaf: jax.Array, spec: P, tp_spec: P) -> jax.Array:
+        return with_sharding_constraint(leaf, tp_spec)
+
+    def combine(self, y: jax.Array, labels: jax.Array) -> jax.Array:
+        return y  # of the whole batch: a mean is already that of all
+
+    def map_parts(self, forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return forward
+
+
+class ManualDataParallel(DataParallel):
+    """The code of one device; what the inner layers say of their own shards is then nothing new (`map_shards`)."""
+
+    def gather(self, leaf: jax.Array, spec: P, tp_spec: P) -> jax.Array:
+        if self.axis == "dp":
+            return copy_to_tp(leaf, "dp")  # once: a parameter that is used twice has one gradient
+        dim = next(dim for dim, names in enumerate(spec) if names == "fsdp" or "fsdp" in (names or ()))
+        return all_gather(leaf, "fsdp", axis=dim, tiled=True)
+
+    def combine(self, y: jax.Array, labels: jax.Array) -> jax.Array:
+        """The mean over the whole batch, of the own part's mean: [] -> []."""
+        if not self.is_mean:
+            return y
+        count = (labels != IGNORED).sum(dtype=y.dtype)
+        return psum(y * (count / psum(count, self.axis)), self.axis)
+
+    def map_parts(self, forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        inputs = (self.plan.x, *self.plan.inputs.values())
+        return map_shards(forward, in_specs=(self.specs, *inputs), out_specs=self.plan.y)
+
+
+DATA_PARALLEL = {"auto": AutoDataParallel, "manual": ManualDataParallel}
+
+
+def whole_spec(param: jax.Array | jax.ShapeDtypeStruct) -> P:
+    """The PartitionSpec of a parameter, with an entry for every dim."""
+    spec = param.sharding.spec
+    return P(*spec, *[None] * (param.ndim - len(spec)))
+
+
+def shard(param: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh, name: str) -> jax.Array | jax.ShapeDtypeStruct:
+    """A parameter cut along its output dim over fsdp, within its tp shard: as `fully_shard` lays it out."""
+    dim = param.ndim - 1 if name.endswith("kernel") else 0
+    spec = whole_spec(param)
+    names = ("tp", "fsdp") if spec[dim] == "tp" else "fsdp"
+    rows, size = param.shape[dim] // (mesh.shape["tp"] if spec[dim] else 1), mesh.shape["fsdp"]
+    if rows % size:
+        raise ValueError(f"fsdp={size} does not divide the {rows} outputs of {name} that a tp shard has")
+    layout = P(*spec[:dim], names, *spec[dim + 1 :])
+    if isinstance(param, jax.ShapeDtypeStruct):
+        return place(param, mesh, layout)
+    return jax.device_put(param, NamedSharding(mesh, layout))
+
+
+def over(layer: ModuleType, plan: str, is_mean: bool = False) -> Hybrid:
+    """The layer or model, in this tp plan, on a mesh (dp | fsdp) x tp. is_mean: whether y is the mean of a loss."""
+    return Hybrid(layer, plan, is_mean)

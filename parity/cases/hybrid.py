@@ -1,0 +1,132 @@
+"""Cases of data parallelism beside tensor parallelism: a block or a model, its batch shared out over dp or fsdp.
+
+What the inner layer sends, it sends for its part of the batch; every parameter adds its own over dp or fsdp.
+B=8 sequences, heads and features that 4 x 2 devices divide; sizes differ from those of the inner layers' own cases.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from parity.cases import block, models
+from parity.cases.family import Family, Variant
+from parity.cases.notation import Dim, Expected, parse_layout
+
+DIMS = {"B": 8, "S": 6, "D": 24, "H": 8, "K": 8, "E": 4, "F": 48, "V": 40, "N": 30, "C": 8}
+ROUNDED = ("float64", "float32", "bfloat16")
+INPUTS = ("x", "labels", "y")
+
+
+def is_output_dim(name: str, position: int, num_dims: int) -> bool:
+    """Whether `fully_shard` cuts here: the first dim of what PyTorch stores, [out, in] of a weight."""
+    return position == (num_dims - 1 if name.endswith(".w") else 0)
+
+
+def cut(name: str, layout: str, axis: str) -> str:
+    """A parameter's layout with its output dim cut over fsdp too, within the tp shard; dp leaves it as it is."""
+    if axis == "dp":
+        return layout
+    words = layout.split()
+    for i, word in enumerate(words):
+        if is_output_dim(name, i, len(words)):
+            words[i] = f"{word}+{axis}" if "@" in word else f"{word}@{axis}"
+    return " ".join(words)
+
+
+def on_batch(layout: str, axis: str) -> str:
+    """The layout of an input or output with its first dim, the batch, over the axis."""
+    first, _, rest = layout.partition(" ")
+    return f"{first}@{axis} {rest}".strip() if first else ""
+
+
+def elements(layout: tuple[Dim, ...]) -> str:
+    """The formula of the elements of a tp shard."""
+    product = "*".join(dim.letter for dim in layout)
+    return f"{product}//tp" if any(dim.axes for dim in layout) else product
+
+
+def is_read_backward(name: str) -> bool:
+    """Whether the backward pass needs the value: not that of a bias, nor of a table of which rows are looked up."""
+    return not name.endswith((".b", "positions.table", "inner.embed.table"))
+
+
+def of_parameters(tensors: Mapping[str, str], axis: str) -> tuple[Expected, ...]:
+    """What each parameter sends over the axis."""
+    kinds = {
+        "dp": (("all_reduce", "backward", "its gradient sums over the parts of the batch"),),
+        "fsdp": (
+            ("all_gather", "forward", "it is whole where it is used"),
+            ("all_gather", "backward", "it is whole where it is used, and was not kept"),
+            ("reduce_scatter", "backward", "its gradient sums over the parts of the batch, each keeps its shard"),
+        ),
+    }
+    return tuple(
+        Expected(
+            kind,
+            axis,
+            pass_,
+            elements(parse_layout(layout)),
+            f"{name}: {reason}",
+            param=name,
+            torch_only=(kind, pass_) == ("all_gather", "backward") and not is_read_backward(name),
+        )
+        for name, layout in tensors.items()
+        for kind, pass_, reason in kinds[axis]
+    )
+
+
+def of_part(formula: Expected, axis: str) -> Expected:
+    """What the inner layer sends, for its part of the batch."""
+    return replace(
+        formula,
+        elements=re.sub(r"\bB\b", f"(B//{axis})", formula.elements),
+        param=formula.param and f"inner.{formula.param}",
+    )
+
+
+def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
+    """The family of a layer beside data parallelism over this axis, with some of its variants."""
+    params = {f"inner.{name}": layout for name, layout in inner.tensors.items() if name not in INPUTS}
+    tensors = {name: on_batch(inner.tensors[name], axis) for name in INPUTS if name in inner.tensors}
+    loss: tuple[Expected, ...] = ()
+    if tensors["y"]:
+        loss = (Expected("all_reduce", axis, "forward", "1", "the loss sums over the batch", of_loss=True),)
+    else:
+        for reason in ("labels that count", "the weighted means"):
+            loss += (Expected("all_reduce", axis, "forward", "1", f"sum of {reason}", in_float32=True),)
+    return Family(
+        layer=f"hybrid.{inner.layer}",
+        plan=axis,
+        dims={name: DIMS[name] for name in inner.dims},
+        tensors={**tensors, **{name: cut(name, layout, axis) for name, layout in params.items()}},
+        collectives=(*(of_part(one, axis) for one in inner.collectives), *of_parameters(params, axis), *loss),
+        variants=tuple(
+            Variant(
+                variant.name,
+                variant.options,
+                ROUNDED,
+                tuple(f"inner.{name}" for name in variant.params),
+                sizes=variant.sizes,
+            )
+            for variant in inner.variants
+            if variant.name in names
+        ),
+        batch=inner.batch,
+        ids=inner.ids,
+        ignored=inner.ignored,
+        in_float32=inner.in_float32,
+        # XLA sums the gradients of norms in float32, by an all-reduce of which each device takes its part.
+        left_out=(("auto", "bfloat16"),) if axis == "fsdp" else (),
+        # In `auto` XLA reduces the two gradients of GPT's tied table apart, V/tp D more: not what the plan says.
+        styles=("manual",) if inner.layer == "models.gpt" else ("auto", "manual"),
+    )
+
+
+FAMILIES = tuple(
+    beside(inner, axis, names)
+    for inner, names in (
+        (block.family(block.FAMILIES, "megatron"), ("gpt", "llama")),
+        *((family, ("gpt2", "llama3")) for family in models.FAMILIES if family.layer != "models.bert"),
+    )
+    for axis in ("dp", "fsdp")
+)

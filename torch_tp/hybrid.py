@@ -1,0 +1,135 @@
+"""Data parallelism beside tensor parallelism: any layer or model on a mesh (dp | fsdp) x tp.
+
+    x_shard = x[own part of the batch]          y_shard = inner(x_shard)         dw = sum over the axis of inner's dw
+
+    B batch   N elements of a parameter as the tp plan shards it: all of it, or its 1/tp   dp, fsdp, tp devices an axis
+
+                         dp                                 fsdp
+    x a device           [B/dp, ...]                        [B/fsdp, ...]
+    parameter a device   as the tp plan has it: N           N/fsdp, cut along its output dim, within the tp shard
+    forward              what inner sends for B/dp          the same for B/fsdp, and an all-gather of N a parameter
+    backward             the same,                          the same, the all-gather again (the whole parameter is not
+                         and an all-reduce of N             kept in between), and a reduce-scatter of N
+                         a parameter
+
+Tensor parallelism is for the fast links: its axis is the last one of the mesh, whose devices are neighbours.
+A model's y is a mean over the labels that count. Each part of the batch has its own number of these, so y is the mean
+of the parts' means weighted by it: two all-reduces of a scalar more.
+
+`fully_shard` gathers all parameters of a block at once, and in the backward pass also those that it does not read.
+
+Sources: FSDP, https://arxiv.org/abs/2304.11277, and ZeRO, https://arxiv.org/abs/1910.02054;
+https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html;
+torch.distributed._composable.replicate_with_fsdp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed._composable.replicate_with_fsdp import replicate
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from torch_tp.collectives import reduce_from_tp
+from torch_tp.layouts import Layout, Plan, child
+
+AXES = ("dp", "fsdp")
+IGNORED = -100  # the label that does not count: the default of `cross_entropy.build`
+
+
+def on_batch(layout: Layout, has_batch: bool = True) -> Layout:
+    """A layout over tp as one over (axis, tp): the axis shards the first dim, the batch, or nothing."""
+    return (Shard(0) if has_batch else Replicate(), *(layout if isinstance(layout, tuple) else (layout,)))
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """A layer or model in one of its tp plans, beside data parallelism; it stands in LAYERS as any layer does."""
+
+    layer: ModuleType
+    plan: str
+    is_mean: bool  # y is the mean over the labels that count, and has no batch
+
+    @property
+    def PLANS(self) -> dict[str, Plan]:  # noqa: N802  a layer's name for it
+        inner = self.layer.PLANS[self.plan]
+        plan = Plan(
+            x=on_batch(inner.x),
+            y=on_batch(inner.y, not self.is_mean),
+            inputs={name: on_batch(layout) for name, layout in inner.inputs.items()},
+            children={"inner": inner},
+        )
+        return dict.fromkeys(AXES, plan)
+
+    def check_inputs(self, inputs: Mapping[str, np.ndarray], **options: Any) -> None:
+        """As the layer does it."""
+        if hasattr(self.layer, "check_inputs"):
+            self.layer.check_inputs(inputs, **options)
+
+    def build(
+        self, mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], **options: Any
+    ) -> nn.Module:
+        """The layer in the given style on the axis tp, shared out over the other one; `state`: that of "inner".
+
+        Raises ValueError as the layer's `build` does, and for a parameter that the axis does not divide.
+        """
+        axis = next(name for name in mesh.mesh_dim_names or () if name in AXES)
+        inner = self.layer.build(mesh["tp"], style, plan.children["inner"], child(state, "inner"), **options)
+        return DataParallel(mesh, axis, plan, inner, self.is_mean)
+
+
+class DataParallel(nn.Module):
+    """The inner module for the own part of the batch; its parameters in shards, or the same everywhere."""
+
+    def __init__(self, mesh: DeviceMesh, axis: str, plan: Plan, inner: nn.Module, is_mean: bool) -> None:
+        super().__init__()
+        check_divisible(inner, axis, mesh[axis].size())
+        self.mesh, self.axis, self.plan, self.is_mean = mesh, axis, plan, is_mean
+        share_out: Callable[[nn.Module], Any] = {
+            "dp": lambda module: replicate(module, mesh=mesh[axis]),
+            "fsdp": lambda module: fully_shard(module, mesh=mesh[axis], reshard_after_forward=True),
+        }[axis]
+        for layer in getattr(inner, "blocks", ()):
+            share_out(layer)  # gathered and freed one by one
+        share_out(inner)
+        for module in inner.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)  # the loss is a sum over the batch, and so are its gradients
+                module.set_force_sum_reduction_for_comms(True)
+        self.inner = inner
+
+    def forward(self, *inputs: DTensor) -> DTensor:
+        tp = self.mesh["tp"]
+        parts = [DTensor.from_local(x.to_local(), tp, x.placements[1:], run_check=False) for x in inputs]
+        y = self.inner(*parts)
+        shard = y.to_local()
+        if self.is_mean:
+            shard = self.mean_of_means(shard, parts[-1].to_local())
+        return DTensor.from_local(shard, self.mesh, on_batch(y.placements, not self.is_mean), run_check=False)
+
+    def mean_of_means(self, mean: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean over the whole batch, of the own part's mean: [] -> []."""
+        axis = self.mesh[self.axis]
+        count = (labels != IGNORED).sum().to(mean.dtype)
+        return reduce_from_tp(mean * (count / reduce_from_tp(count, axis)), axis)
+
+
+def check_divisible(inner: nn.Module, axis: str, size: int) -> None:
+    """Refuse (ValueError) a parameter that the axis would cut unevenly: `fully_shard` would pad it, JAX cannot."""
+    for name, param in inner.named_parameters():
+        rows = param.to_local().shape[0]
+        if axis == "fsdp" and rows % size:
+            raise ValueError(f"fsdp={size} does not divide the {rows} outputs of {name} that a tp shard has")
+
+
+def over(layer: ModuleType, plan: str, is_mean: bool = False) -> Hybrid:
+    """The layer or model, in this tp plan, on a mesh (dp | fsdp) x tp. is_mean: whether y is the mean of a loss."""
+    return Hybrid(layer, plan, is_mean)
