@@ -17,7 +17,7 @@ from jax_tp import (
     tied,
 )
 from jax_tp.grid import matmul
-from jax_tp.models import bert, gpt, llama
+from jax_tp.models import bert, gpt, llama, vit
 
 LAYERS = {
     "attention": attention,
@@ -38,4 +38,5 @@ LAYERS = {
     "models.bert": bert,
     "models.gpt": gpt,
     "models.llama": llama,
+    "models.vit": vit,
 }

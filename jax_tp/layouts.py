@@ -23,6 +23,7 @@ class Plan:
     y: P
     params: Mapping[str, P] = field(default_factory=dict)  # by the parameter's name in the module
     inputs: Mapping[str, P] = field(default_factory=dict)  # of further inputs, by name: labels, masks
+    constants: tuple[str, ...] = ()  # of the inputs: numbers that no gradient is wanted of
     children: Mapping[str, Plan] = field(default_factory=dict)  # by the submodule's name
 
 

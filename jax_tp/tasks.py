@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -17,7 +16,7 @@ from jax_tp.layers import LAYERS
 from jax_tp.layouts import Plan, State, child, named_parameters, native_name, place
 from jax_tp.optimizer import Recipe, make_optimizer, moments, place_optimizer
 from jax_tp.timing import time_once, time_step
-from jax_tp.train import Batch, Step, Update, loss_and_gradients, train_step
+from jax_tp.train import Batch, Step, Update, leaves_of, loss_and_gradients, train_step
 from parity.contract import Case
 
 REPEATS = 5
@@ -59,11 +58,11 @@ def make_step(case: Case, mesh: Mesh, arrays: State) -> tuple[Callable[..., Any]
 
     def step(params: nnx.State, batch: dict[str, jax.Array], target: jax.Array) -> Step:
         inputs = {name: batch[name] for name in order}
-        return loss_and_gradients(nnx.merge(graph, params), inputs, target)
+        return loss_and_gradients(nnx.merge(graph, params), inputs, target, plan.constants)
 
     # Gradients are laid out as what they are gradients of; left open, the compiler would choose. The layout of y is the
     # layer's to say: None leaves it open here, so that it can be judged.
-    leaves = {name: array for name, array in batch.items() if jnp.issubdtype(array.dtype, jnp.floating)}
+    leaves = leaves_of(batch, plan.constants)
     leaf_shardings, param_shardings = jax.tree.map(lambda array: array.sharding, (leaves, params))
     shardings = Step(NamedSharding(mesh, P()), None, leaf_shardings, param_shardings)
     return jax.jit(step, out_shardings=shardings), (params, batch, target)

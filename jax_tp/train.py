@@ -17,7 +17,7 @@ class Step(NamedTuple):
 
     loss: jax.Array
     y: jax.Array
-    input_grads: dict[str, jax.Array]  # of the inputs that have one: integers (ids, labels) do not
+    input_grads: dict[str, jax.Array]  # of the inputs that have one: integers (ids, labels) and constants do not
     param_grads: nnx.State
 
 
@@ -40,9 +40,20 @@ def squared_error(y: jax.Array, target: jax.Array) -> jax.Array:
     return 0.5 * jnp.square(y.astype(wide) - target.astype(wide)).sum()
 
 
-def loss_and_gradients(module: nnx.Module, inputs: Mapping[str, jax.Array], target: jax.Array) -> Step:
-    """Forward and backward of ½ Σ (module(*inputs) - target)²."""
-    leaves = {name: array for name, array in inputs.items() if jnp.issubdtype(array.dtype, jnp.floating)}
+def leaves_of(inputs: Mapping[str, jax.Array], constants: Sequence[str]) -> dict[str, jax.Array]:
+    """The inputs that a gradient is wanted of."""
+    return {
+        name: array
+        for name, array in inputs.items()
+        if jnp.issubdtype(array.dtype, jnp.floating) and name not in constants
+    }
+
+
+def loss_and_gradients(
+    module: nnx.Module, inputs: Mapping[str, jax.Array], target: jax.Array, constants: Sequence[str] = ()
+) -> Step:
+    """Forward and backward of ½ Σ (module(*inputs) - target)²; no gradient of the `constants` among the inputs."""
+    leaves = leaves_of(inputs, constants)
 
     def forward(module: nnx.Module, leaves: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         y = module(*{**inputs, **leaves}.values())

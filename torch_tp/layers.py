@@ -17,7 +17,7 @@ from torch_tp import (
     tied,
 )
 from torch_tp.grid import matmul
-from torch_tp.models import bert, gpt, llama
+from torch_tp.models import bert, gpt, llama, vit
 
 LAYERS = {
     "attention": attention,
@@ -38,4 +38,5 @@ LAYERS = {
     "models.bert": bert,
     "models.gpt": gpt,
     "models.llama": llama,
+    "models.vit": vit,
 }

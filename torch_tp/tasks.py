@@ -49,7 +49,7 @@ def one_step(case: Case, mesh: DeviceMesh, arrays: Mapping[str, np.ndarray], dev
     batch, target = place_batch(arrays, mesh, plan)
 
     def step() -> Step:
-        return loss_and_gradients(module, batch, target)
+        return loss_and_gradients(module, batch, target, plan.constants)
 
     done, cold_s, steady_s = time_step(step, device, REPEATS)
     with RecordCollectives(mesh) as record:

@@ -21,7 +21,7 @@ class Step(NamedTuple):
 
     loss: DTensor
     y: DTensor
-    input_grads: dict[str, DTensor]  # of the inputs that have one: integers (ids, labels) do not
+    input_grads: dict[str, DTensor]  # of the inputs that have one: integers (ids, labels) and constants do not
     param_grads: dict[str, DTensor]  # by the parameter's path in the module
 
 
@@ -45,16 +45,18 @@ def squared_error(y: DTensor, target: DTensor) -> DTensor:
     return total.redistribute(placements=[Replicate()] * total.device_mesh.ndim)
 
 
-def loss_and_gradients(module: nn.Module, inputs: Mapping[str, DTensor], target: DTensor) -> Step:
-    """Forward and backward of ½ Σ (module(*inputs) - target)².
+def loss_and_gradients(
+    module: nn.Module, inputs: Mapping[str, DTensor], target: DTensor, constants: Sequence[str] = ()
+) -> Step:
+    """Forward and backward of ½ Σ (module(*inputs) - target)²; no gradient of the `constants` among the inputs.
 
     The leaves of the graph are local tensors, as a training script has them: `from_local` then makes a gradient that is
     still a partial sum whole, which a DTensor leaf would not.
     """
     module.zero_grad()
     leaves = {name: tensor.to_local().detach() for name, tensor in inputs.items()}
-    for leaf in leaves.values():
-        leaf.requires_grad_(leaf.is_floating_point())
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(leaf.is_floating_point() and name not in constants)
     with loss_parallel():  # torch.nn.functional.cross_entropy of sharded logits needs it forward and backward
         y = module(*(like(leaf, inputs[name]) for name, leaf in leaves.items()))
         loss = squared_error(y, target)

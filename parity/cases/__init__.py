@@ -19,6 +19,7 @@ from parity.cases import (
     norm,
     swiglu,
     tied,
+    vit,
 )
 from parity.cases.family import NUMERICS, TRAINING, CaseError, Family, Selection, cases_of, check_mesh
 from parity.contract import Case
@@ -35,6 +36,7 @@ FAMILIES: tuple[Family, ...] = (
     *block.FAMILIES,
     *tied.FAMILIES,
     *models.FAMILIES,
+    *vit.FAMILIES,
     *hybrid.FAMILIES,
 )
 

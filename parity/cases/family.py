@@ -51,6 +51,7 @@ class Family:
     styles: tuple[str, ...] = STYLES
     left_out: tuple[tuple[str, str], ...] = ()  # (style, numerics) in which a framework departs from the plan
     square: bool = False  # only on meshes whose axes are all of one size
+    multiples: Mapping[str, str] = field(default_factory=dict)  # dims that have to be multiples of another dim
     is_chosen: bool = False  # the framework's partitioner chooses the collectives: noted beside the formula, not judged
 
     def shapes(self, case: Case) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
@@ -165,9 +166,16 @@ def check_mesh(family: Family, mesh: Mapping[str, int]) -> None:
 
 
 def check_divisible(family: Family, dims: Mapping[str, int], mesh: Mapping[str, int]) -> None:
-    """Raise CaseError if a mesh that fits the family does not divide a dim."""
+    """Raise CaseError for a dim that is not a multiple of what it has to be, or of a mesh that fits the family."""
     layouts = {name: parse_layout(text) for name, text in family.tensors.items()}
     where = f"{family.layer}/{family.plan}"
+    for letter, of in family.multiples.items():
+        if dims[letter] % dims[of]:
+            below = dims[letter] // dims[of] * dims[of]
+            fits = " or ".join(str(size) for size in (below, below + dims[of]) if size)
+            raise CaseError(
+                f"{where}: {of}={dims[of]} does not divide {letter}={dims[letter]}; {letter}={fits} would work"
+            )
     for name, layout in layouts.items():
         for dim in layout:
             ways, size = math.prod(mesh[axis] for axis in dim.axes), evaluate(dim.sharded, dims)

@@ -61,7 +61,8 @@ def evaluate(formula: str, sizes: Mapping[str, int]) -> int:
 class Dim:
     """One dim of a tensor: the letter of its size, and the mesh axes that shard it, if any.
 
-    The size may be a product, H*E: heads of E features. The axes then shard its first factor: heads stay whole.
+    The size may be a product, H*E: heads of E features. The axes then shard its first factor: heads stay whole. A
+    product in parentheses, (C*P*P), may be cut anywhere.
     """
 
     letter: str
@@ -70,7 +71,7 @@ class Dim:
     @property
     def sharded(self) -> str:
         """What the axes have to divide: the size, or the first factor of a product."""
-        return self.letter.partition("*")[0]
+        return self.letter if self.letter.startswith("(") else self.letter.partition("*")[0]
 
 
 def parse_layout(text: str) -> tuple[Dim, ...]:

@@ -64,6 +64,13 @@ DIFFERENCES = (
         "attention.py", "constant", "array, like", "", "DTensors mix only with DTensors; JAX takes NumPy arrays."
     ),
     Difference("cross_entropy.py", "number_logits", "x_BSV", "", "In JAX an arange takes the sharding that it meets."),
+    Difference(
+        "latitude_error.py",
+        "AutoLatitudeError.__call__",
+        "",
+        "x_BTF, truth_BCIJ",
+        "PyTorch's typed code serves as `auto`: `parallelize_module` has no style for a loss.",
+    ),
     Difference("optimizer.py", "moments", "optimizer, module", "optimizer", "PyTorch keeps them by parameter."),
     Difference(
         "optimizer.py", "place_optimizer", "", "optimizer, module, mesh", "PyTorch makes them as it first steps."
@@ -96,6 +103,7 @@ DIFFERENCES = (
     Difference("hybrid.py", "shard", "", "param, mesh, name", "`fully_shard`."),
     Difference("hybrid.py", "whole_spec", "", "param", "A PartitionSpec may leave out dims at its end."),
     Difference("train.py", "like", "local, other", "", GRADIENTS),
+    Difference("train.py", "leaves_of", "", "inputs, constants", GRADIENTS),
     Difference("trace.py", "RecordCollectives", "mesh", "", OBSERVED),
     Difference("trace.py", "declared_collectives", "", "closed, mesh", OBSERVED),
     Difference("trace.py", "why_no_a100_compiler", "", "()", A100),

@@ -20,6 +20,7 @@ from parity.reference.models import bert, gpt, llama
 from parity.reference.norm import norm
 from parity.reference.swiglu import swiglu
 from parity.reference.tied import tied
+from parity.reference.vit import vit
 
 
 def inner(formula: Formula) -> Formula:
@@ -46,7 +47,11 @@ LAYERS: dict[str, Formula] = {
     "models.bert": bert,
     "models.gpt": gpt,
     "models.llama": llama,
+    "models.vit": vit,
 }
+
+# Inputs that are numbers but data, like ids: no gradient is taken.
+CONSTANTS: dict[str, tuple[str, ...]] = {"models.vit": ("truth",)}
 
 
 class Arithmetic(Protocol):
@@ -102,7 +107,7 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """One step of a layer: output, squared-error loss and gradients, by default in float64.
 
-    `batch` holds "x" and "target"; integer arrays in it (ids, masks) are inputs without a gradient.
+    `batch` holds "x" and "target"; integer arrays in it (ids, masks) and CONSTANTS are inputs without a gradient.
     Returns float64 arrays {"y", "loss", "<name>.grad" for x and each parameter}.
     Raises KeyError for a layer or activation that is not registered.
     """
@@ -110,6 +115,7 @@ def evaluate(
     formula = LAYERS[name]
     inputs = {key: value for key, value in batch.items() if key != "target"}
     fixed = {key: value for key, value in inputs.items() if _is_fixed(value)}
+    fixed |= {key: number.load(inputs[key]) for key in CONSTANTS.get(name, ()) if key in inputs}
     leaves = {key: number.load(value) for key, value in {**inputs, **params}.items() if key not in fixed}
 
     def forward(leaves: Arrays) -> Any:

@@ -1,0 +1,135 @@
+"""Latitude-weighted mean squared error of a field that is predicted in patches, whose features are sharded.
+
+    B batch   C channels   I latitudes   J longitudes   P side of a patch   T = I/P * J/P tokens   F = C*P*P
+    tp devices on the axis "tp"
+
+    x_BTF a device         [B, T, F/tp]   the prediction, in patches: each device has its own features
+    truth_BCIJ a device    [B, C, I, J]   data: no gradient
+    y                      []             float32 for bfloat16 predictions, as everything inside
+
+    y                      1 / (B C I J) Σ w_i (prediction - truth)²
+    w_i                    cos(latitude_i) / mean_i cos(latitude_i),   latitude_i = 90 - (i + ½) 180 / I degrees
+    forward                all-reduce of a scalar: y sums over F, which is sharded
+    backward               no collective
+
+The rows of a grid of latitudes and longitudes are circles of less and less length: w_i makes equal areas count equally.
+The prediction is never gathered; the truth is cut as it is, and each device takes its own features of it.
+
+Source: WeatherBench, Rasp et al., https://arxiv.org/abs/2002.00469, the latitude-weighted RMSE.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.lax import with_sharding_constraint
+from jax.sharding import Mesh, reshard
+from jax.sharding import PartitionSpec as P
+
+from jax_tp.collectives import map_shards, reduce_from_tp, split_to_tp
+from jax_tp.layouts import Plan, State
+
+PLANS = {
+    "feature_parallel": Plan(
+        x=P(None, None, "tp"), y=P(), inputs={"truth": P(None, None, None, None)}, constants=("truth",)
+    ),
+}
+
+
+def cut_patches(x_BCIJ: jax.Array, patch: int) -> jax.Array:
+    """[B, C, I, J] -> [B, T, F], the patches row by row, the features of one as Conv2d has them: c, then rows of it.
+
+    Raises ValueError for a patch that does not tile the grid.
+    """
+    B, C, I, J = x_BCIJ.shape
+    check_patch(I, J, patch)
+    cut = x_BCIJ.reshape(B, C, I // patch, patch, J // patch, patch).transpose(0, 2, 4, 1, 3, 5)
+    return cut.reshape(B, (I // patch) * (J // patch), C * patch * patch)
+
+
+def check_patch(num_rows: int, num_columns: int, patch: int) -> None:
+    """Refuse a patch that does not tile the grid (ValueError)."""
+    if num_rows % patch or num_columns % patch:
+        raise ValueError(
+            f"patch={patch} does not tile the grid of {num_rows} x {num_columns}: a divisor of both would work"
+        )
+
+
+def latitude_weights(num_rows: int) -> np.ndarray:
+    """w_I in float64, for rows of cells from pole to pole."""
+    latitudes = 90 - (np.arange(num_rows) + 0.5) * 180 / num_rows  # at the centres of the cells
+    cosines = np.cos(np.deg2rad(latitudes))
+    return cosines / cosines.mean()
+
+
+class LatitudeError(nnx.Module):
+    """The side of the patches; there are no parameters."""
+
+    def __init__(self, mesh: Mesh, plan: Plan, patch: int) -> None:
+        self.plan, self.patch = plan, patch
+
+    def weigh(self, truth_BCIJ: jax.Array) -> np.ndarray:
+        """The weight of every number of a field, [1, C, I, J]."""
+        _, C, I, J = truth_BCIJ.shape
+        return np.broadcast_to(latitude_weights(I)[:, None], (1, C, I, J))
+
+
+# --------------------------------------------------------------------------------------------------------- typed
+
+
+class TypedLatitudeError(LatitudeError):
+    """Own features of truth and weights are taken by `reshard`; the sum over them is an all-reduce."""
+
+    def __call__(self, x_BTF: jax.Array, truth_BCIJ: jax.Array) -> jax.Array:
+        x_BTF = x_BTF.astype(jnp.promote_types(x_BTF.dtype, jnp.float32))
+        weight_1CIJ = jnp.asarray(self.weigh(truth_BCIJ), x_BTF.dtype)
+        weight_1TF, truth_BTF = (
+            reshard(cut_patches(field, self.patch), self.plan.x) for field in (weight_1CIJ, truth_BCIJ)
+        )
+        return (weight_1TF * jnp.square(x_BTF - truth_BTF)).sum() / truth_BCIJ.size
+
+
+# ---------------------------------------------------------------------------------------------------------- auto
+
+
+class AutoLatitudeError(LatitudeError):
+    """The compiler sees a sum over sharded features, and takes the own ones of the rest."""
+
+    def __call__(self, x_BTF: jax.Array, truth_BCIJ: jax.Array) -> jax.Array:
+        x_BTF = with_sharding_constraint(x_BTF, self.plan.x)
+        x_BTF = x_BTF.astype(jnp.promote_types(x_BTF.dtype, jnp.float32))
+        weight_1CIJ = jnp.asarray(self.weigh(truth_BCIJ), x_BTF.dtype)
+        weight_1TF, truth_BTF = (cut_patches(field, self.patch) for field in (weight_1CIJ, truth_BCIJ))
+        return (weight_1TF * jnp.square(x_BTF - truth_BTF)).sum() / truth_BCIJ.size
+
+
+# -------------------------------------------------------------------------------------------------------- manual
+
+
+class ManualLatitudeError(LatitudeError):
+    """`body` is the code of one device, on its own features."""
+
+    def __call__(self, x_BTF: jax.Array, truth_BCIJ: jax.Array) -> jax.Array:
+        per_device = map_shards(
+            self.body,
+            in_specs=(self.plan.x, self.plan.inputs["truth"]),
+            out_specs=self.plan.y,
+        )
+        return per_device(x_BTF, truth_BCIJ)
+
+    def body(self, x: jax.Array, truth: jax.Array) -> jax.Array:
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # [B, T, F/tp]
+        weight = jnp.asarray(self.weigh(truth), x.dtype)  # [1, C, I, J]
+        weight, own = (split_to_tp(cut_patches(field, self.patch), "tp", dim=2) for field in (weight, truth))
+        total = (weight * jnp.square(x - own)).sum()
+        return reduce_from_tp(total, "tp") / truth.size
+
+
+STYLES = {"auto": AutoLatitudeError, "typed": TypedLatitudeError, "manual": ManualLatitudeError}
+
+
+def build(mesh: Mesh, style: str, plan: Plan, state: State, patch: int) -> nnx.Module:
+    """The layer in one of the three styles; `state` is empty."""
+    return STYLES[style](mesh, plan, patch)

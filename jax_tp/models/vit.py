@@ -1,0 +1,153 @@
+"""ViT on a gridded field: patches as tokens, L blocks, norm, and a head that predicts a field, or a class.
+
+    B batch   C channels   I latitudes   J longitudes   P side of a patch   T = I/P * J/P tokens   F = C*P*P
+    D features   L blocks   V classes, padded   tp devices on the axis "tp"
+
+    h_BTD     = patches(x) w_embed + b_embed + positions
+    h_BTD     = block_i(h_BTD)             i = 1 .. L, pre-norm, every token sees all
+    field     y = latitude_error(norm(h_BTD) w_head + b_head, truth)
+    classes   y = cross_entropy(mean_T norm(h_BTD) w_head + b_head, labels)
+
+    x_BCIJ a device             [B, C, I, J]
+    truth_BCIJ, labels_B        [B, C, I, J], [B] int64: data, no gradient
+    w_embed_FD a device         [F, D]           replicated, as b_embed and positions [T, D]: a patch has few numbers
+    h_BTD a device              [B, T, D]
+    w_head a device             [D, F/tp] or [D, V/tp]      column-parallel
+    head's output a device      [B, T, F/tp] or [B, 1, V/tp]      the field and the logits are never gathered
+    y                           []
+
+                                field                               classes
+    forward                     2 L all-reduces of B*T*D,           2 L all-reduces of B*T*D,
+                                1 of a scalar                       3 of B
+    backward                    2 L + 1 all-reduces of B*T*D        2 L all-reduces of B*T*D, 1 of B*D
+
+Forward and backward two a block; the loss; and dh of the head. The gradient of no parameter is a sum over devices.
+
+Sources: Dosovitskiy et al., https://arxiv.org/abs/2010.11929 (mean pooling: appendix D.3); Megatron-LM,
+https://arxiv.org/abs/1909.08053, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jax_tp import block, cross_entropy, latitude_error, linear, norm
+from jax_tp.latitude_error import check_patch, cut_patches
+from jax_tp.layouts import Plan, State, child
+from jax_tp.models import bert, gpt
+from jax_tp.models.common import build_blocks
+
+CHILDREN = {
+    "embed": bert.PLANS["megatron"].children["dense"],
+    "positions": gpt.PLANS["megatron"].children["positions"],
+    "block": block.PLANS["megatron"],
+    "norm": norm.PLANS["replicated"],
+    "head": linear.PLANS["column_parallel"],
+}
+
+PLANS = {
+    "field": Plan(
+        x=P(None, None, None, None),
+        y=P(),
+        inputs={"truth": P(None, None, None, None)},
+        constants=("truth",),
+        children={**CHILDREN, "loss": latitude_error.PLANS["feature_parallel"]},
+    ),
+    "classes": Plan(
+        x=P(None, None, None, None),
+        y=P(),
+        inputs={"labels": P(None)},
+        children={**CHILDREN, "loss": cross_entropy.PLANS["vocab_parallel"]},
+    ),
+}
+
+
+def check_inputs(inputs: Mapping[str, np.ndarray], patch: int, num_classes: int | None = None, **options: Any) -> None:
+    """Refuse a grid that the patches do not tile, a truth of another shape, labels that are no class (ValueError)."""
+    x = inputs["x"]
+    if x.ndim != 4:
+        raise ValueError(f"x of shape {list(x.shape)}: expected [B, C, I, J], a batch of fields")
+    check_patch(*x.shape[2:], patch)
+    if num_classes is not None:
+        cross_entropy.check_inputs(inputs, num_classes)
+    elif inputs["truth"].shape != x.shape:
+        raise ValueError(f"truth of shape {list(inputs['truth'].shape)}: expected that of x, {list(x.shape)}")
+
+
+class Vit(nnx.Module):
+    """The layers in the given style up to the last norm; what lies between them is whole on every device."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        style: str,
+        plan: Plan,
+        state: State,
+        patch: int,
+        loss: nnx.Module,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.patch = patch
+        plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
+        self.embed = bert.Dense(mesh, plans["embed"], child(state, "embed"))
+        self.positions = gpt.Positions(mesh, plans["positions"], child(state, "positions"))
+        self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
+        self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
+        self.head = linear.build(mesh, style, plans["head"], child(state, "head"))
+        self.loss = loss
+
+    def features(self, x_BCIJ: jax.Array) -> jax.Array:
+        """norm(h_BTD). Raises ValueError for a grid that has not as many patches as there are positions."""
+        patches_BTF, size = cut_patches(x_BCIJ, self.patch), self.positions.embedding.shape[0]
+        if patches_BTF.shape[1] != size:
+            raise ValueError(f"a grid of {patches_BTF.shape[1]} patches, but the model has {size} positions")
+        h_BTD = self.positions(self.embed(patches_BTF))
+        for layer in self.blocks:
+            h_BTD = layer(h_BTD)
+        return self.norm(h_BTD)
+
+
+class FieldVit(Vit):
+    """Every token's features give its patch of the field."""
+
+    def __call__(self, x_BCIJ: jax.Array, truth_BCIJ: jax.Array) -> jax.Array:
+        return self.loss(self.head(self.features(x_BCIJ)), truth_BCIJ)
+
+
+class ClassVit(Vit):
+    """The mean of all tokens' features gives the class: a sequence of one token."""
+
+    def __call__(self, x_BCIJ: jax.Array, labels_B: jax.Array) -> jax.Array:
+        h_B1D = self.features(x_BCIJ).mean(1, keepdims=True)
+        return self.loss(self.head(h_B1D), labels_B[:, None])
+
+
+STYLES = {style: {"field": FieldVit, "classes": ClassVit} for style in ("auto", "typed", "manual")}
+
+
+def build(
+    mesh: Mesh,
+    style: str,
+    plan: Plan,
+    state: State,
+    patch: int,
+    num_classes: int | None = None,
+    **options: Any,
+) -> nnx.Module:
+    """The model in one of the three styles; `state`: those of embed, positions, blocks.0 .. blocks.{L-1}, norm, head.
+
+    patch: P. num_classes: logits that are classes, the rest is padding; None for the plan "field". options: those of
+    `block.build`. Raises ValueError as the layers' `build` do.
+    """
+    if num_classes is None:
+        loss = latitude_error.build(mesh, style, plan.children["loss"], {}, patch)
+        return STYLES[style]["field"](mesh, style, plan, state, patch, loss, options)
+    loss = cross_entropy.build(mesh, style, plan.children["loss"], {}, num_classes)
+    return STYLES[style]["classes"](mesh, style, plan, state, patch, loss, options)
