@@ -40,6 +40,11 @@ def squared_error(y: jax.Array, target: jax.Array) -> jax.Array:
     return 0.5 * jnp.square(y.astype(wide) - target.astype(wide)).sum()
 
 
+def training_loss(y: jax.Array, target: jax.Array) -> jax.Array:
+    """What training minimises: y itself where it is a loss, a scalar, as that of a model is; else ½ Σ (y - target)²."""
+    return squared_error(y, target) if y.ndim else y
+
+
 def leaves_of(inputs: Mapping[str, jax.Array], constants: Sequence[str]) -> dict[str, jax.Array]:
     """The inputs that a gradient is wanted of."""
     return {
@@ -70,10 +75,13 @@ def train_step(module: nnx.Module, optimizer: nnx.Optimizer, microbatches: Seque
     The name "optimizer" tells profilers and our trace which collectives are those of the update.
     """
 
-    def mean_part(module: nnx.Module, inputs: Mapping[str, jax.Array], target: jax.Array) -> jax.Array:
-        return squared_error(module(*inputs.values()), target) / len(microbatches)
+    def part(inputs: Mapping[str, jax.Array], target: jax.Array) -> tuple[jax.Array, nnx.State]:
+        def forward(module: nnx.Module) -> jax.Array:  # a dict that is an argument would come with its keys sorted
+            return training_loss(module(*inputs.values()), target) / len(microbatches)
 
-    parts = [nnx.value_and_grad(mean_part)(module, *batch) for batch in microbatches]
+        return nnx.value_and_grad(forward)(module)
+
+    parts = [part(*batch) for batch in microbatches]
     losses, grads = zip(*parts, strict=True)
     with jax.named_scope("optimizer"):
         clipped, norm = clip_by_global_norm(jax.tree.map(lambda *parts: sum(parts), *grads), recipe.max_norm)

@@ -45,6 +45,11 @@ def squared_error(y: DTensor, target: DTensor) -> DTensor:
     return total.redistribute(placements=[Replicate()] * total.device_mesh.ndim)
 
 
+def training_loss(y: DTensor, target: DTensor) -> DTensor:
+    """What training minimises: y itself where it is a loss, a scalar, as that of a model is; else ½ Σ (y - target)²."""
+    return squared_error(y, target) if y.ndim else y
+
+
 def loss_and_gradients(
     module: nn.Module, inputs: Mapping[str, DTensor], target: DTensor, constants: Sequence[str] = ()
 ) -> Step:
@@ -80,7 +85,7 @@ def train_step(
     losses = []
     for inputs, target in microbatches:
         with loss_parallel():
-            loss = squared_error(module(*inputs.values()), target) / len(microbatches)
+            loss = training_loss(module(*inputs.values()), target) / len(microbatches)
             loss.backward()
         losses.append(loss.detach())
     with record_function("optimizer"):

@@ -65,7 +65,7 @@ class Family:
         params, _ = self.shapes(case)
         formulas = [formula for formula in self.collectives if formula.param in ("", *params)]
         if case.task == "train":
-            formulas = training_collectives(formulas, [self.tensors[name] for name in params], case.recipe)
+            formulas = training_collectives(formulas, [self.tensors[name] for name in params], case.recipe, case.mesh)
         return [formula for formula in formulas if any(case.mesh[axis] > 1 for axis in formula.axis.split("+"))]
 
     def used_axes(self) -> set[str]:

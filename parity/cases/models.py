@@ -5,7 +5,7 @@ C=8 positions, of which S=6 are used.
 """
 
 from parity.cases import attention, block, cross_entropy
-from parity.cases.family import Family, Variant
+from parity.cases.family import TRAINING, Family, Variant
 from parity.cases.notation import Expected
 
 NUM_BLOCKS = 2
@@ -53,7 +53,7 @@ FAMILIES = (
             Variant(
                 "gpt2",
                 block.GPT,
-                ROUNDED,
+                (*ROUNDED, *TRAINING),
                 ("tied.embed.table", "positions.table", *stacked(block.WITH_BIAS), "norm.scale", "norm.b"),
                 sizes=SIZES,
             ),
@@ -73,7 +73,7 @@ FAMILIES = (
             Variant(
                 "masked_lm",
                 block.BERT,
-                ROUNDED,
+                (*ROUNDED, *TRAINING),
                 ("tied.embed.table", "positions.table", *stacked(block.WITH_BIAS), "norm.scale", "norm.b", *HEAD),
                 sizes=SIZES,
             ),
@@ -93,7 +93,7 @@ FAMILIES = (
             Variant(
                 "llama3",
                 block.LLAMA,
-                ROUNDED,
+                (*ROUNDED, *TRAINING),
                 ("embed.table", *stacked(block.WITHOUT_BIAS), "norm.scale", "head.w"),
                 dims=attention.GROUPED,
                 sizes=SIZES,

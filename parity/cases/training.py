@@ -25,14 +25,15 @@ RECIPE: Mapping[str, Any] = {
 
 
 def training_collectives(
-    formulas: Iterable[Expected], layouts: Sequence[str], recipe: Mapping[str, Any]
+    formulas: Iterable[Expected], layouts: Sequence[str], recipe: Mapping[str, Any], mesh: Iterable[str]
 ) -> list[Expected]:
     """Those of a layer's step, once a microbatch and without the input's gradient, and those of the optimizer.
 
-    layouts: of the parameters. Moments and parameters lie alike, so that only the norm of the gradient is sent.
+    layouts: of the parameters; mesh: its axes, outermost first. Moments and parameters lie alike, so that only the norm
+    of the gradient is sent.
     """
     steps = [formula for formula in formulas if not formula.of_input] * recipe["num_microbatches"]
-    axes = [[axis for dim in parse_layout(layout) for axis in dim.axes] for layout in layouts]
-    sharded = Counter("+".join(names) for names in axes if names)
+    axes = [{axis for dim in parse_layout(layout) for axis in dim.axes} for layout in layouts]
+    sharded = Counter("+".join(name for name in mesh if name in names) for names in axes if names)
     reason = "the squared norm of each sharded gradient sums over its shards; replicated ones are whole"
     return [*steps, *(Expected("all_reduce", names, "optimizer", str(n), reason) for names, n in sharded.items())]

@@ -104,8 +104,11 @@ def evaluate(
     params: Arrays,
     batch: Arrays,
     arithmetic: Arithmetic | None = None,
+    own_loss: bool = False,
 ) -> dict[str, np.ndarray]:
     """One step of a layer: output, squared-error loss and gradients, by default in float64.
+
+    own_loss: y, where it is a scalar, is the loss, as in training.
 
     `batch` holds "x" and "target"; integer arrays in it (ids, masks) and CONSTANTS are inputs without a gradient.
     Returns float64 arrays {"y", "loss", "<name>.grad" for x and each parameter}.
@@ -123,7 +126,10 @@ def evaluate(
         return formula(own, {key: fixed[key] if key in fixed else leaves[key] for key in inputs}, options)
 
     backward, y = make_vjp(forward)(leaves)
-    loss, dy = value_and_grad(squared_error)(number.widen(y), np.asarray(batch["target"], np.float64))
+    if own_loss and np.ndim(y) == 0:
+        loss, dy = y, number.load(np.ones(()))
+    else:
+        loss, dy = value_and_grad(squared_error)(number.widen(y), np.asarray(batch["target"], np.float64))
     grads = backward(getattr(y, "rules", number).store(dy))  # y may be wider than the inputs
     named = {"y": y, "loss": loss, **{f"{key}.grad": grads[key] for key in leaves}}
     return {key: np.array(value, np.float64) for key, value in named.items()}

@@ -38,7 +38,7 @@ def train(
     for step in range(1, recipe["num_steps"] + 1):
         first = (step - 1) * recipe["num_microbatches"]
         steps = [
-            evaluate(layer, options, weights, _microbatch(batch, first + i), arithmetic)
+            evaluate(layer, options, weights, _microbatch(batch, first + i), arithmetic, own_loss=True)
             for i in range(recipe["num_microbatches"])
         ]
         found[f"step{step}.loss"] = _mean(number, [one["loss"] for one in steps])

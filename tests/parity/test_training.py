@@ -149,7 +149,9 @@ def test_training_sends_each_layer_collective_once_a_microbatch_and_the_norm_onc
 
 
 def test_norm_of_replicated_parameters_sends_nothing():
-    assert training_collectives([], ["D F", "F"], RECIPE) == []
+    assert training_collectives([], ["D F", "F"], RECIPE, ["tp"]) == []
+    both = training_collectives([], ["D F@tp+fsdp", "F@fsdp"], RECIPE, ["fsdp", "tp"])
+    assert [(entry.axis, entry.elements) for entry in both] == [("fsdp+tp", "1"), ("fsdp", "1")]
 
 
 def test_layout_of_a_moment_is_that_of_its_parameter():
