@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from parity.cases import block, models
-from parity.cases.family import TRAINING, Family, Variant
+from parity.cases.family import Family, Variant
 from parity.cases.notation import Dim, Expected, parse_layout
 
 DIMS = {"B": 8, "S": 6, "D": 24, "H": 8, "K": 8, "E": 4, "F": 48, "V": 40, "N": 30, "C": 8}
@@ -104,7 +104,7 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
             Variant(
                 variant.name,
                 variant.options,
-                (*ROUNDED, *TRAINING) if inner.batch != ("x",) else ROUNDED,
+                ROUNDED,
                 tuple(f"inner.{name}" for name in variant.params),
                 sizes=variant.sizes,
             )
