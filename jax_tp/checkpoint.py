@@ -1,0 +1,103 @@
+"""Save a sharded module and its optimizer; load them at any tp degree, in either framework, bit for bit.
+
+    name               canonical: `blocks.0.attention.q.w` [in, out], whatever the framework calls and stores it
+    name.m, name.v     the moments of AdamW, laid out as the parameter
+    count              steps done, a scalar int64
+
+Each device writes the shard that it holds (of replicas, the first device) and reads the part that it needs: nothing is
+gathered, nothing is sent. The files are in `parity.checkpoint_format`; all processes see the same file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental.multihost_utils import sync_global_devices
+
+from jax_tp.layouts import named_parameters, native_name
+from jax_tp.optimizer import moments
+from parity.checkpoint_format import Checkpoint, begin, finish, write_rank
+from parity.contract import Shard
+
+COUNT = "count"
+
+
+def named_tensors(names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None) -> dict[str, nnx.Variable]:
+    """Parameters and moments by their canonical names."""
+    parts = [("", named_parameters(nnx.state(module, nnx.Param)))]
+    if optimizer is not None:
+        parts += zip((".m", ".v"), moments(optimizer), strict=True)
+    return {f"{name}{end}": values[native_name(name)] for name in names for end, values in parts}
+
+
+def save(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
+    """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
+
+    names: the canonical names of all parameters, which are the keys of the state that the module was built of.
+    Raises CheckpointError if there is something at `directory` already.
+    """
+    rank = jax.process_index()
+    shards = []
+    for name, variable in named_tensors(names, module, optimizer).items():
+        array = variable.get_value()
+        for shard in array.addressable_shards:
+            if shard.replica_id == 0:
+                index = tuple(part.indices(size)[:2] for part, size in zip(shard.index, array.shape, strict=True))
+                shards.append((name, Shard(array.shape, index, array.dtype.name), np.asarray(shard.data)))
+    if optimizer is not None and rank == 0:
+        count = np.asarray(optimizer.step.get_value()).astype(np.int64)
+        shards.append((COUNT, Shard((), (), "int64"), count))
+    if rank == 0:
+        begin(directory)
+    sync_global_devices("checkpoint begun")
+    write_rank(directory, rank, shards)
+    sync_global_devices("checkpoint written")
+    if rank == 0:
+        finish(directory)
+    sync_global_devices("checkpoint finished")
+
+
+def load(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
+    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now; nothing is sent.
+
+    Raises CheckpointError for a checkpoint that is damaged, or is of another model.
+    """
+    checkpoint, tensors = Checkpoint(directory), named_tensors(names, module, optimizer)
+    checkpoint.check_names([*tensors, *([] if optimizer is None else [COUNT])])
+    values = {name: read_array(checkpoint, name, variable.get_value()) for name, variable in tensors.items()}
+    params = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    native = {native_name(name): name for name in names}
+    for path, variable in params:
+        variable.set_value(values[native[".".join(map(str, path))]])
+    nnx.update(module, nnx.from_flat_state(params))
+    if optimizer is not None:
+        count = int(checkpoint.read(COUNT, (), "int64", ()))
+        resume(
+            optimizer, {f"{native_name(name)}.{end}": values[f"{name}.{end}"] for name in names for end in "mv"}, count
+        )
+
+
+def read_array(checkpoint: Checkpoint, name: str, like: jax.Array) -> jax.Array:
+    """A tensor of the checkpoint, sharded as another array is: each device reads its part."""
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        ranges = [where.indices(size)[:2] for where, size in zip(index, like.shape, strict=True)]
+        return checkpoint.read(name, like.shape, like.dtype.name, ranges)
+
+    return jax.make_array_from_callback(like.shape, like.sharding, part)
+
+
+def resume(optimizer: nnx.Optimizer, values: dict[str, jax.Array], count: int) -> None:
+    """Set the moments, given as "<parameter's path>.m", and all that counts steps: bias correction and schedule."""
+    state = nnx.to_flat_state(nnx.state(optimizer))
+    for path, variable in state:
+        value, end = variable.get_value(), {"mu": "m", "nu": "v"}.get(path[2] if len(path) > 2 else "")
+        if end is not None:
+            variable.set_value(values[".".join([*map(str, path[3:]), end])])
+        elif path[-1] in ("count", "step"):
+            variable.set_value(jax.device_put(np.asarray(count, value.dtype), value.sharding))
+    nnx.update(optimizer, nnx.from_flat_state(state))

@@ -1,0 +1,90 @@
+"""The JAX side of checkpoint_worker.py: one process with 4 devices, meshes of 1, 2, 3 and 4 of them."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType
+
+from jax_tp import checkpoint
+from jax_tp.layers import LAYERS
+from jax_tp.layouts import child
+from jax_tp.mesh import make_mesh
+from jax_tp.optimizer import Recipe, make_optimizer, place_optimizer
+from jax_tp.tasks import place_batch
+from jax_tp.train import train_step
+from parity.cases.training import RECIPE
+
+DEGREES = (1, 2, 3, 4)
+
+
+def join():
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+
+
+def leave():
+    pass
+
+
+def build(case, params, tp):
+    mesh = make_mesh({"tp": tp}, AxisType.Auto, jax.devices()[:tp])
+    layer = LAYERS[case.layer]
+    with jax.set_mesh(mesh):
+        return mesh, layer.build(mesh, case.style, layer.PLANS[case.plan], params, **case.options)
+
+
+def save(case, params, tp, directory):
+    checkpoint.save(directory, list(params), build(case, params, tp)[1])
+
+
+def bits(module):
+    return {
+        path: [(shard.data.dtype.name, str(shard.index), np.asarray(shard.data).tobytes()) for shard in shards]
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
+        for shards in [variable.get_value().addressable_shards]
+    }
+
+
+def load(case, params, tp, directory):
+    zeros = {name: np.zeros_like(value) for name, value in params.items()}
+    want, module = bits(build(case, params, tp)[1]), build(case, zeros, tp)[1]
+    assert bits(module) != want
+    checkpoint.load(directory, list(params), module)
+    assert bits(module) == want
+
+
+def new_optimizer(module, mesh, recipe):
+    optimizer = make_optimizer(module, recipe)
+    place_optimizer(optimizer, module, mesh)
+    return optimizer
+
+
+def train(case, params, batch, directory):
+    """Four steps, and two, a checkpoint, and two more of a module and an optimizer that are new: the same bits."""
+    recipe = Recipe(**{**RECIPE, "num_steps": 4, "num_microbatches": 1})
+    step_once = nnx.jit(lambda module, optimizer, one: train_step(module, optimizer, [one], recipe))
+    ends = []
+    for interrupted in (False, True):
+        mesh, module = build(case, params, 4)
+        optimizer = new_optimizer(module, mesh, recipe)
+        for step in range(4):
+            if interrupted and step == 2:
+                checkpoint.save(directory, list(params), module, optimizer)
+                mesh, module = build(case, {name: np.zeros_like(value) for name, value in params.items()}, 4)
+                optimizer = new_optimizer(module, mesh, recipe)
+                checkpoint.load(directory, list(params), module, optimizer)
+            with jax.set_mesh(mesh):
+                one = place_batch(child(batch, f"batch{step}"), mesh, LAYERS[case.layer].PLANS[case.plan])
+                step_once(module, optimizer, one)
+        ends.append(bits(module))
+    assert ends[0] == ends[1]
+
+
+def reload_optimizer(case, params, source, target):
+    """Load at tp = 3 what the other framework saved at 4, and save it again."""
+    mesh, module = build(case, {name: np.zeros_like(value) for name, value in params.items()}, 3)
+    optimizer = new_optimizer(module, mesh, Recipe(**RECIPE))
+    checkpoint.load(source, list(params), module, optimizer)
+    checkpoint.save(target, list(params), module, optimizer)

@@ -1,0 +1,120 @@
+"""Save a sharded module and its optimizer; load them at any tp degree, in either framework, bit for bit.
+
+    name               canonical: `blocks.0.attention.q.w` [in, out], whatever the framework calls and stores it
+    name.m, name.v     the moments of AdamW, laid out as the parameter
+    count              steps done, a scalar int64
+
+Each device writes the shard that it holds (of replicas, the first device) and reads the part that it needs: nothing is
+gathered, nothing is sent. The files are in `parity.checkpoint_format`; all processes see the same file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from parity.checkpoint_format import Checkpoint, begin, finish, write_rank
+from parity.contract import Shard
+from torch_tp.layouts import canonical, describe, native_name, to_tensor
+
+COUNT = "count"
+MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+
+
+def is_writer(tensor: DTensor) -> bool:
+    """Whether this process is the first of those that hold the same shard."""
+    root = tensor.device_mesh._get_root_mesh()  # replicas may lie along an axis that the tensor's own mesh leaves out
+    where = dict(zip(root.mesh_dim_names or (), root.get_coordinate() or (), strict=True))
+    own = dict(zip(tensor.device_mesh.mesh_dim_names or (), tensor.placements, strict=True))
+    return all(place == 0 or (axis in own and own[axis].is_shard()) for axis, place in where.items())
+
+
+def named_tensors(names: Sequence[str], module: nn.Module, optimizer: AdamW | None) -> dict[str, DTensor]:
+    """Parameters and moments by their canonical names, in the canonical layout; views of what the module holds."""
+    params = dict(module.named_parameters())
+    found = {}
+    for name in names:
+        param = params[native_name(name)]
+        found[name] = canonical(name, param.detach())
+        if optimizer is not None:
+            state = start_state(optimizer, param)
+            found |= {f"{name}.{end}": canonical(name, state[key]) for end, key in MOMENTS.items()}
+    return found
+
+
+def start_state(optimizer: AdamW, param: nn.Parameter) -> dict[str, torch.Tensor]:
+    """The optimizer's state of a parameter; made as AdamW makes it where there has been no step yet."""
+    state: dict[str, torch.Tensor] = optimizer.state[param]
+    if not state:
+        state |= {"step": torch.tensor(0.0)} | {key: torch.zeros_like(param) for key in MOMENTS.values()}
+    return state
+
+
+def save(
+    directory: Path,
+    names: Sequence[str],
+    module: nn.Module,
+    optimizer: AdamW | None = None,
+    schedule: LambdaLR | None = None,
+) -> None:
+    """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
+
+    names: the canonical names of all parameters, which are the keys of the state that the module was built of.
+    Raises CheckpointError if there is something at `directory` already.
+    """
+    rank = dist.get_rank()
+    shards = []
+    for name, tensor in named_tensors(names, module, optimizer).items():
+        values, index, partial = describe(tensor)
+        if is_writer(tensor):
+            shards.append((name, Shard(tuple(tensor.shape), tuple(index), values.dtype.name, tuple(partial)), values))
+    if schedule is not None and rank == 0:
+        count = torch.tensor(schedule.last_epoch).numpy()
+        shards.append((COUNT, Shard((), (), "int64"), count))
+    if rank == 0:
+        begin(directory)
+    dist.barrier()
+    write_rank(directory, rank, shards)
+    dist.barrier()
+    if rank == 0:
+        finish(directory)
+    dist.barrier()
+
+
+def load(
+    directory: Path,
+    names: Sequence[str],
+    module: nn.Module,
+    optimizer: AdamW | None = None,
+    schedule: LambdaLR | None = None,
+) -> None:
+    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now; nothing is sent.
+
+    Raises CheckpointError for a checkpoint that is damaged, or is of another model.
+    """
+    checkpoint, tensors = Checkpoint(directory), named_tensors(names, module, optimizer)
+    checkpoint.check_names([*tensors, *([] if schedule is None else [COUNT])])
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            held, index, _ = describe(tensor)
+            values = checkpoint.read(name, tensor.shape, held.dtype.name, index)
+            tensor.to_local().copy_(to_tensor(values, tensor.device_mesh.device_type))
+    if optimizer is not None and schedule is not None:
+        resume(optimizer, schedule, int(checkpoint.read(COUNT, (), "int64", ())))
+
+
+def resume(optimizer: AdamW, schedule: LambdaLR, count: int) -> None:
+    """Set what counts steps: AdamW's bias correction, and the learning rate of the schedule."""
+    for state in optimizer.state.values():
+        state["step"].fill_(count)
+    schedule.last_epoch = count
+    rates = zip(optimizer.param_groups, schedule.lr_lambdas, schedule.base_lrs, strict=True)
+    for group, rate, base in rates:
+        group["lr"] = base * rate(count)
