@@ -80,7 +80,7 @@ class AutoSwiglu(nnx.Module):
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         x_BSD = with_sharding_constraint(x_BSD, P(self.plan.x[0], None, None))
         if self.is_packed:
-            gate_up = with_sharding_constraint(self.gate_up(x_BSD), self.gate_up.plan.y)
+            gate_up = with_sharding_constraint(self.gate_up(x_BSD), self.plan.children["gate_up"].y)
             return self.down(gated(gate_up[:, :, 0], gate_up[:, :, 1]))
         gate, up = (with_sharding_constraint(layer(x_BSD), layer.plan.y) for layer in (self.gate, self.up))
         return self.down(gated(gate, up))

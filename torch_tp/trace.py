@@ -50,6 +50,10 @@ def _group_of(name: str, args: tuple[Any, ...]) -> dist.ProcessGroup:
     return dist.ProcessGroup.unbox(args[1] if name == "c10d::allreduce_" else args[2])
 
 
+def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
+    return tuple(dist.get_process_group_ranks(group))
+
+
 NOT_COLLECTIVES = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}
 
 
@@ -79,9 +83,10 @@ class RecordCollectives(TorchDispatchMode):
         names = self.mesh.mesh_dim_names or ()
         several = [name for name in names if self.mesh[name].size() > 1]
         self._scopes: list[str] = []  # the names of the `record_function` that are open
-        self._axes = {self.mesh.get_group(name).group_name: name for name in names}
+        # By ranks: DTensor remembers operators by the mesh, and takes another one of the same ranks and names for ours.
+        self._axes = {_ranks(self.mesh.get_group(name)): name for name in names}
         if len(several) > 1:
-            self._axes[self.mesh._flatten("+".join(names)).get_group().group_name] = "+".join(several)
+            self._axes[_ranks(self.mesh._flatten("+".join(names)).get_group())] = "+".join(several)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -109,7 +114,7 @@ class RecordCollectives(TorchDispatchMode):
         self.calls.append(
             Call(
                 kind=kind,
-                axis=self._axes[group.group_name],
+                axis=self._axes[_ranks(group)],
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 payload_bytes=tensor.numel() * tensor.element_size(),
                 pass_=self._pass(),

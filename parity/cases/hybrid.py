@@ -115,8 +115,8 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
         ids=inner.ids,
         ignored=inner.ignored,
         in_float32=inner.in_float32,
-        # XLA sums the gradients of norms in float32, by an all-reduce of which each device takes its part.
-        left_out=(("auto", "bfloat16"),) if axis == "fsdp" else (),
+        # XLA sums the gradients of norms in float32, under fsdp by an all-reduce of which each device takes its part.
+        left_out=(("auto", "bfloat16"),),
         # In `auto` XLA reduces the two gradients of GPT's tied table apart, V/tp D more: not what the plan says.
         styles=("manual",) if inner.layer == "models.gpt" else ("auto", "manual"),
     )
