@@ -103,14 +103,12 @@ def cases_of(family: Family, selection: Selection) -> Iterator[Case]:
             continue
         given = {letter: size for letter, size in (selection.dims or {}).items() if letter in family.dims}
         dims = {**family.dims, **variant.dims, **given}
+        check_pairs(family, variant, dims)
         for mesh in filter(family.fits, selection.meshes):
             check_divisible(family, dims, mesh)
             for style in family.styles:
-                left_out = [numerics for one, numerics in family.left_out if one == style]
                 for numerics in (name for name in variant.numerics if name in selection.numerics):
-                    if numerics in left_out:
-                        continue
-                    for seed in selection.seeds:
+                    for seed in selection.seeds if (style, numerics) not in family.left_out else ():
                         yield make_case(family, variant, dims, mesh, style, numerics, seed)
 
 
@@ -163,6 +161,13 @@ def check_mesh(family: Family, mesh: Mapping[str, int]) -> None:
         sizes, side = ",".join(f"{axis}={size}" for axis, size in mesh.items()), min(mesh.values())
         square = ",".join(f"{axis}={side}" for axis in mesh)
         raise CaseError(f"{where}: the mesh {sizes} is not square; {square} would work")
+
+
+def check_pairs(family: Family, variant: Variant, dims: Mapping[str, int]) -> None:
+    """Raise CaseError where RoPE, which turns pairs of a head's features, finds an odd number of them."""
+    if variant.options.get("rope_theta") is not None and dims["E"] % 2:
+        where = f"{family.layer}/{family.plan}/{variant.name}"
+        raise CaseError(f"{where}: RoPE turns pairs of features, E={dims['E']} is odd; E={dims['E'] + 1} would work")
 
 
 def check_divisible(family: Family, dims: Mapping[str, int], mesh: Mapping[str, int]) -> None:
