@@ -21,6 +21,11 @@ def _payload_of_result(args: tuple[Any, ...], result: torch.Tensor) -> torch.Ten
     return result
 
 
+def _payload_of_list(args: tuple[Any, ...], result: Any) -> torch.Tensor:
+    (tensor,) = args[0]  # more than one would be more than one payload
+    return tensor
+
+
 # Which tensor is the payload (S as nccl-tests counts it): the whole buffer, the gathered output, the whole input.
 COLLECTIVES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "_c10d_functional::all_reduce": ("all_reduce", _payload_of_input),
@@ -32,7 +37,7 @@ COLLECTIVES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     # As `fully_shard` and `replicate` call them: the output is an argument.
     "c10d::_allgather_base_": ("all_gather", lambda args, result: args[0]),
     "c10d::_reduce_scatter_base_": ("reduce_scatter", lambda args, result: args[1]),
-    "c10d::allreduce_": ("all_reduce", lambda args, result: args[0][0]),
+    "c10d::allreduce_": ("all_reduce", _payload_of_list),
 }
 NAMESPACES = ("_c10d_functional", "c10d", "_dtensor")
 
