@@ -37,9 +37,11 @@ PLANS = {
     "vocab_parallel": Plan(x=P(None, None, "tp"), y=P(), inputs={"labels": P(None, None)}),
 }
 
+IGNORED = -100  # the label of a token that does not count, unless told otherwise
+
 
 def check_inputs(
-    inputs: Mapping[str, np.ndarray], num_ids: int, ignore_index: int = -100, label_smoothing: float = 0.0
+    inputs: Mapping[str, np.ndarray], num_ids: int, ignore_index: int = IGNORED, label_smoothing: float = 0.0
 ) -> None:
     """Refuse labels outside the vocabulary, and none but ignored ones (ValueError), before they are placed."""
     labels = inputs["labels"]
@@ -130,7 +132,7 @@ def build(
     plan: Plan,
     state: State,
     num_ids: int,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     label_smoothing: float = 0.0,
 ) -> nnx.Module:
     """The layer in one of the three styles; `state` is empty. The logits from num_ids on are padding.

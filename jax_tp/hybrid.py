@@ -14,7 +14,7 @@
 
 Tensor parallelism is for the fast links: its axis is the last one of the mesh, whose devices are neighbours.
 A model's y is a mean over the labels that count. Each part of the batch has its own number of these, so y is the mean
-of the parts' means weighted by it: two all-reduces of a scalar more.
+of the parts' means weighted by it: two all-reduces of a scalar more. A part without any has no mean: it makes y NaN.
 
 In the style `auto` the layouts say it all: the batch of every activation lies on the axis, and a parameter is used in
 its tp layout. In `manual` the whole is one `shard_map` over both axes: the transpose of a parameter that all parts use
@@ -35,15 +35,15 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.lax import all_gather, psum, with_sharding_constraint
+from jax.lax import all_gather, with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import copy_to_tp, map_shards
+from jax_tp.collectives import copy_to_tp, map_shards, reduce_from_tp
+from jax_tp.cross_entropy import IGNORED
 from jax_tp.layouts import Plan, State, child, place
 
 AXES = ("dp", "fsdp")
-IGNORED = -100  # the label that does not count: the default of `cross_entropy.build`
 
 
 # Results that are another view of their operand: to keep them would keep it.
@@ -94,7 +94,7 @@ class Hybrid:
             self.layer.check_inputs(inputs, **options)
 
     def build(self, mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
-        """The layer in the given style on the axis tp, shared out over the other one; `state`: that of "inner".
+        """The layer, auto or manual, on the axis tp, shared out over the other one; `state`: that of "inner".
 
         Raises ValueError as the layer's `build` does, and for a parameter that the axis does not divide.
         """
@@ -159,7 +159,7 @@ class ManualDataParallel(DataParallel):
         if not self.is_mean:
             return y
         count = (labels != IGNORED).sum(dtype=y.dtype)
-        return psum(y * (count / psum(count, self.axis)), self.axis)
+        return reduce_from_tp(y * (count / reduce_from_tp(count, self.axis)), self.axis)
 
     def map_parts(self, forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         inputs = (self.plan.x, *self.plan.inputs.values())

@@ -104,8 +104,8 @@ class AutoColumnLinear(ShardedLinear):
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         batch = self.plan.x[0]  # the axis that shards the batch, if one does: hybrid.py
-        if self.plan.x == SEQUENCE_SHARDED:
-            x_BSD = with_sharding_constraint(x_BSD, REPLICATED)
+        if self.plan.x[1] == "tp":
+            x_BSD = with_sharding_constraint(x_BSD, P(batch, None, None))
         y_BSF = with_sharding_constraint(super().__call__(x_BSD), P(batch, None, "tp"))
         return with_sharding_constraint(y_BSF, self.plan.y)
 

@@ -37,9 +37,11 @@ PLANS = {
     "vocab_parallel": Plan(x=Shard(2), y=Replicate(), inputs={"labels": Replicate()}),
 }
 
+IGNORED = -100  # the label of a token that does not count, unless told otherwise
+
 
 def check_inputs(
-    inputs: Mapping[str, np.ndarray], num_ids: int, ignore_index: int = -100, label_smoothing: float = 0.0
+    inputs: Mapping[str, np.ndarray], num_ids: int, ignore_index: int = IGNORED, label_smoothing: float = 0.0
 ) -> None:
     """Refuse labels outside the vocabulary, and none but ignored ones (ValueError), before they are placed."""
     labels = inputs["labels"]
@@ -145,7 +147,7 @@ def build(
     plan: Plan,
     state: Mapping[str, np.ndarray],
     num_ids: int,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     label_smoothing: float = 0.0,
 ) -> nn.Module:
     """The layer in one of the three styles; `state` is empty. The logits from num_ids on are padding.

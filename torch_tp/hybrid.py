@@ -14,7 +14,7 @@
 
 Tensor parallelism is for the fast links: its axis is the last one of the mesh, whose devices are neighbours.
 A model's y is a mean over the labels that count. Each part of the batch has its own number of these, so y is the mean
-of the parts' means weighted by it: two all-reduces of a scalar more.
+of the parts' means weighted by it: two all-reduces of a scalar more. A part without any has no mean: it makes y NaN.
 
 `fully_shard` gathers all parameters of a block at once, and in the backward pass also those that it does not read.
 
@@ -39,10 +39,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from torch_tp.collectives import reduce_from_tp
+from torch_tp.cross_entropy import IGNORED
 from torch_tp.layouts import Layout, Plan, child
 
 AXES = ("dp", "fsdp")
-IGNORED = -100  # the label that does not count: the default of `cross_entropy.build`
 
 
 def on_batch(layout: Layout, has_batch: bool = True) -> Layout:
@@ -83,16 +83,16 @@ class Hybrid:
         """
         axis = next(name for name in mesh.mesh_dim_names or () if name in AXES)
         inner = self.layer.build(mesh["tp"], style, plan.children["inner"], child(state, "inner"), **options)
-        return DataParallel(mesh, axis, plan, inner, self.is_mean)
+        return DataParallel(mesh, axis, inner, self.is_mean)
 
 
 class DataParallel(nn.Module):
     """The inner module for the own part of the batch; its parameters in shards, or the same everywhere."""
 
-    def __init__(self, mesh: DeviceMesh, axis: str, plan: Plan, inner: nn.Module, is_mean: bool) -> None:
+    def __init__(self, mesh: DeviceMesh, axis: str, inner: nn.Module, is_mean: bool) -> None:
         super().__init__()
         check_divisible(inner, axis, mesh[axis].size())
-        self.mesh, self.axis, self.plan, self.is_mean = mesh, axis, plan, is_mean
+        self.mesh, self.axis, self.is_mean = mesh, axis, is_mean
         share_out: Callable[[nn.Module], Any] = {
             "dp": lambda module: replicate(module, mesh=mesh[axis]),
             "fsdp": lambda module: fully_shard(module, mesh=mesh[axis], reshard_after_forward=True),

@@ -95,6 +95,7 @@ DIFFERENCES = (
     Difference("replicated_kv.py", "AutoReplicatedKv.copies", "", "w", "As for shape_of_copies."),
     Difference("replicated_kv.py", "TypedReplicatedKv.copies", "", "w", "As for shape_of_copies."),
     Difference("hybrid.py", "AutoDataParallel", "", "inherited", SHARE),
+    Difference("hybrid.py", "DataParallel", "mesh, axis, inner, is_mean", "mesh, axis, plan, inner, is_mean", SHARE),
     Difference("hybrid.py", "DataParallel.mean_of_means", "mean, labels", "", SHARE),
     Difference("hybrid.py", "ManualDataParallel", "", "inherited", SHARE),
     Difference("hybrid.py", "check_divisible", "inner, axis, size", "", "In JAX `shard` finds it out."),

@@ -1,0 +1,35 @@
+"""Which parameters an axis of data parallelism can cut, and what of a forward pass is kept."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_tp import hybrid
+
+MESH = AbstractMesh((2, 2), ("fsdp", "tp"))
+
+
+def kernel(num_columns):
+    return jax.ShapeDtypeStruct((5, num_columns), jnp.float32, sharding=NamedSharding(MESH, P(None, "tp")))
+
+
+def test_uneven_parts_are_refused_and_even_ones_lie_within_the_tp_shard():
+    assert hybrid.shard(kernel(8), MESH, "up.kernel").sharding.spec == P(None, ("tp", "fsdp"))
+    with pytest.raises(ValueError, match=r"fsdp=2 does not divide the 3 outputs of up\.kernel that a tp shard has"):
+        hybrid.shard(kernel(6), MESH, "up.kernel")
+
+
+def test_whole_parameters_are_not_kept_and_activations_are():
+    def kept(name, ndim, **params):
+        return hybrid.is_kept(SimpleNamespace(name=name), SimpleNamespace(ndim=ndim), **params)
+
+    assert not kept("all_gather", 2, axis_name=("fsdp",))
+    assert not kept("sharding_constraint", 2)
+    assert not kept("transpose", 2)
+    assert kept("all_gather", 3, axis_name=("tp",))
+    assert kept("sharding_constraint", 3)
+    assert kept("dot_general", 3)
