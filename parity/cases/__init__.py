@@ -43,8 +43,8 @@ FAMILIES: tuple[Family, ...] = (
 # Even and odd sides, and sides that differ; in LINES there is nothing to send along one of the axes.
 GRIDS = tuple({"x": x, "y": y} for x, y in ((2, 2), (2, 4), (3, 3)))
 LINES = tuple({"x": x, "y": y} for x, y in ((1, 4), (4, 1)))
-# Data parallelism over nodes, tensor parallelism within them: as the tutorial's 2 x 4, and a square.
-HYBRIDS = tuple({axis: 2, "tp": tp} for axis in ("dp", "fsdp") for tp in (2, 4))
+# Data parallelism over nodes, tensor parallelism within them: squares, then 2 x 4.
+HYBRIDS = tuple({axis: 2, "tp": tp} for tp in (2, 4) for axis in ("dp", "fsdp"))
 # Keys that two devices share, and keys of one device each.
 SHARED_KEYS = ({"kv": 2, "rep": 2}, {"kv": 2, "rep": 1})
 
@@ -84,11 +84,12 @@ SUITES: dict[str, tuple[Selection, ...]] = {
             plans=("column_parallel", "row_parallel", "megatron"),
         ),
     ),
-    # Every layer, plan and style where the axis has one neighbour and where it has several. Every kind of numbers on
-    # the fewest processes: each compiles for itself. Exact operands in bfloat16, as its program is there already.
+    # Every layer, plan and style (of whole models none) where the axis has one neighbour and where it has several; every
+    # kind of numbers on the fewest processes, since each compiles for itself; exact operands in bfloat16, as its program
+    # is there already.
     "standard": (
         Selection(
-            meshes=({"tp": 2}, GRIDS[0], SHARED_KEYS[0], HYBRIDS[0], HYBRIDS[2]),
+            meshes=({"tp": 2}, GRIDS[0], SHARED_KEYS[0], *HYBRIDS[:2]),
             numerics=("float64", "bfloat16", "exact-bfloat16"),
             variants=TYPICAL,
         ),
