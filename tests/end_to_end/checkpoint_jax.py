@@ -28,6 +28,10 @@ def leave():
     pass
 
 
+def blank(params):
+    return {name: np.zeros_like(value) for name, value in params.items()}
+
+
 def build(case, params, tp):
     mesh = make_mesh({"tp": tp}, AxisType.Auto, jax.devices()[:tp])
     layer = LAYERS[case.layer]
@@ -48,8 +52,7 @@ def bits(module):
 
 
 def load(case, params, tp, directory):
-    zeros = {name: np.zeros_like(value) for name, value in params.items()}
-    want, module = bits(build(case, params, tp)[1]), build(case, zeros, tp)[1]
+    want, module = bits(build(case, params, tp)[1]), build(case, blank(params), tp)[1]
     assert bits(module) != want
     checkpoint.load(directory, list(params), module)
     assert bits(module) == want
@@ -72,7 +75,7 @@ def train(case, params, batch, directory):
         for step in range(4):
             if interrupted and step == 2:
                 checkpoint.save(directory, list(params), module, optimizer)
-                mesh, module = build(case, {name: np.zeros_like(value) for name, value in params.items()}, 4)
+                mesh, module = build(case, blank(params), 4)
                 optimizer = new_optimizer(module, mesh, recipe)
                 checkpoint.load(directory, list(params), module, optimizer)
             with jax.set_mesh(mesh):
@@ -84,7 +87,7 @@ def train(case, params, batch, directory):
 
 def reload_optimizer(case, params, source, target):
     """Load at tp = 3 what the other framework saved at 4, and save it again."""
-    mesh, module = build(case, {name: np.zeros_like(value) for name, value in params.items()}, 3)
+    mesh, module = build(case, blank(params), 3)
     optimizer = new_optimizer(module, mesh, Recipe(**RECIPE))
     checkpoint.load(source, list(params), module, optimizer)
     checkpoint.save(target, list(params), module, optimizer)

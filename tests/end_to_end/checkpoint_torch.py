@@ -22,6 +22,10 @@ def join():
     join_group("cpu")
 
 
+def blank(params):
+    return {name: np.zeros_like(value) for name, value in params.items()}
+
+
 def build(case, params, tp):
     mesh = make_mesh({"tp": 4}, "cpu") if tp == 4 else make_mesh({"dp": 4 // tp, "tp": tp}, "cpu")["tp"]
     layer = LAYERS[case.layer]
@@ -38,8 +42,7 @@ def bits(module):
 
 
 def load(case, params, tp, directory):
-    zeros = {name: np.zeros_like(value) for name, value in params.items()}
-    want, module = bits(build(case, params, tp)[1]), build(case, zeros, tp)[1]
+    want, module = bits(build(case, params, tp)[1]), build(case, blank(params), tp)[1]
     assert bits(module) != want
     checkpoint.load(directory, list(params), module)
     assert bits(module) == want
@@ -55,7 +58,7 @@ def train(case, params, batch, directory):
         for step in range(4):
             if interrupted and step == 2:
                 checkpoint.save(directory, list(params), module, optimizer, schedule)
-                mesh, module = build(case, {name: np.zeros_like(value) for name, value in params.items()}, 4)
+                mesh, module = build(case, blank(params), 4)
                 optimizer, schedule = make_optimizer(module, recipe)
                 checkpoint.load(directory, list(params), module, optimizer, schedule)
             one = place_batch(child(batch, f"batch{step}"), mesh, LAYERS[case.layer].PLANS[case.plan])
@@ -66,7 +69,7 @@ def train(case, params, batch, directory):
 
 def reload_optimizer(case, params, source, target):
     """Load at tp = 2 what the other framework saved at 4, and save it again."""
-    _, module = build(case, {name: np.zeros_like(value) for name, value in params.items()}, 2)
+    _, module = build(case, blank(params), 2)
     optimizer, schedule = make_optimizer(module, Recipe(**RECIPE))
     checkpoint.load(source, list(params), module, optimizer, schedule)
     checkpoint.save(target, list(params), module, optimizer, schedule)

@@ -11,8 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from parity.cases import FAMILIES
 from parity.cases.family import Selection, cases_of
 from parity.inputs import make_inputs
@@ -64,10 +62,6 @@ def main() -> int:
     side.reload_optimizer(case, params, root / f"{other}.trained", root / f"{framework}.again")
     side.leave()
     return 0
-
-
-def zeros(params):
-    return {name: np.zeros_like(value) for name, value in params.items()}
 
 
 if __name__ == "__main__":
