@@ -134,7 +134,7 @@ class Shard:
 class Timing:
     """Seconds of one step on one rank: the first call (trace, compile, run), then the median of `repeats` more."""
 
-    cold_s: float | None  # None where the program was compiled for an earlier seed
+    cold_s: float | None  # None where the program was compiled for an earlier case
     steady_s: float
     repeats: int
     device: str  # e.g. "cpu", "NVIDIA A100-SXM4-40GB"
