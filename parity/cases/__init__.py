@@ -84,9 +84,9 @@ SUITES: dict[str, tuple[Selection, ...]] = {
             plans=("column_parallel", "row_parallel", "megatron"),
         ),
     ),
-    # Every layer, plan and style (of whole models none) where the axis has one neighbour and where it has several; every
-    # kind of numbers on the fewest processes, since each compiles for itself; exact operands in bfloat16, as its program
-    # is there already.
+    # Every layer, plan and style (of whole models none) where the axis has one neighbour and where it has several.
+    # Every kind of numbers on the fewest processes, since each compiles for itself; exact operands in bfloat16, as its
+    # program is there already.
     "standard": (
         Selection(
             meshes=({"tp": 2}, GRIDS[0], SHARED_KEYS[0], *HYBRIDS[:2]),
