@@ -14,6 +14,7 @@ FORBIDDEN = {
 # What a room of the harness must not reach for: reports never run anything, the cost model knows no trace.
 ROOMS = {
     "parity/contract.py": ("parity",),
+    "parity/step_contract.py": ("parity",),
     # Workers import it: of the harness it may know the contract only, or it would bring the harness into them.
     "parity/checkpoint_format.py": tuple(
         f"parity.{path.stem}"

@@ -1,0 +1,162 @@
+"""What crosses the border when a whole step of training is traced for a mesh of GPUs that nobody has at hand.
+
+The harness writes `requests.json` (the requests), each framework's worker (`--role steps`) answers each with one
+StepTrace, a line in `<framework>/steps.jsonl`. Everything in a trace is of ONE device of the mesh, from the shapes that
+it really has. Standard library only; workers import it, as they do `parity.contract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Any
+
+OPERATIONS = ("matmul", "attention", "memory")
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """One question: what does one GPU do, send and hold in a step of this model, in this plan, on this mesh?"""
+
+    id: str
+    layer: str  # e.g. "models.llama"
+    plan: str  # e.g. "megatron", "sequence_parallel"
+    style: str  # "auto", "typed" or "manual"
+    mesh: dict[str, int]  # axis name -> size, outermost first, e.g. {"fsdp": 64, "tp": 4}
+    dims: dict[str, int]  # dim letter -> size: B and S are of the whole batch, L is the number of blocks
+    options: dict[str, Any]  # those of the layer's `build`
+    dtype: str = "bfloat16"
+    optimizer: bool = True  # whether the step ends with AdamW
+    gpus_per_node: int = 4
+
+    @property
+    def num_devices(self) -> int:
+        return prod(self.mesh.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StepRequest:
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class TracedCollective:
+    """`count` calls of one collective, each with `payload_bytes` (S as nccl-tests defines it, as in parity.contract).
+
+    `count` has the trips of the loops in it: a collective in a loop of 32 counts 32. Where the number of trips is
+    unknown, `loop_trips` is None and `count` is that of one trip.
+    """
+
+    kind: str  # one of parity.contract.KINDS
+    axis: str  # mesh axis; several joined by "+" in mesh order
+    dtype: str
+    payload_bytes: int
+    count: int = 1
+    pass_: str = "forward"  # one of parity.contract.PASSES; the JSON key is "pass"
+    loop_trips: int | None = 1  # how often the loop that it is in runs; 1 outside of loops, None where unknown
+    is_async: bool = False  # started and awaited apart, so that other work may run meanwhile
+    source_line: str = ""  # e.g. "torch_tp/mlp.py:131"
+    op_name: str = ""  # what the framework calls it
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["pass"] = data.pop("pass_")
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TracedCollective:
+        rest = {key: value for key, value in data.items() if key != "pass"}
+        return cls(pass_=data["pass"], **rest)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`count` times the same work of one GPU: batch x [m, k] @ [k, n], or a pass over memory.
+
+    flops and moved_bytes (read and written) are of ONE of the `count`. m, n, k, batch are 0 for kind "memory".
+    An "attention" operation is a whole fused attention; scores that are written to memory are matmuls and memory.
+    """
+
+    pass_: str
+    kind: str  # one of OPERATIONS
+    m: int = 0
+    n: int = 0
+    k: int = 0
+    batch: int = 0
+    dtype: str = "bfloat16"
+    flops: int = 0
+    moved_bytes: int = 0
+    count: int = 1
+    name: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["pass"] = data.pop("pass_")
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Operation:
+        rest = {key: value for key, value in data.items() if key != "pass"}
+        return cls(pass_=data["pass"], **rest)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU at the step's peak, by what they hold; `total` is the peak and not always the sum."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int  # kept from the forward pass for the backward pass
+    temporaries: int  # everything else that lives at the peak
+    total: int
+    source: str = ""  # "XLA memory analysis" or "torch tracer"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Memory:
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One framework's answer to one request; empty but for `skipped` where it could not be traced."""
+
+    framework: str
+    request: str  # its id
+    collectives: tuple[TracedCollective, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    memory: Memory | None = None
+    seconds: float = 0.0  # how long the tracing took
+    skipped: str = ""  # why there is no trace, in one line, e.g. which extra to install
+    notes: tuple[str, ...] = field(default=())  # what is modelled how, in one line each
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "framework": self.framework,
+            "request": self.request,
+            "collectives": [entry.to_json() for entry in self.collectives],
+            "operations": [entry.to_json() for entry in self.operations],
+            "memory": None if self.memory is None else self.memory.to_json(),
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StepTrace:
+        return cls(
+            framework=data["framework"],
+            request=data["request"],
+            collectives=tuple(map(TracedCollective.from_json, data["collectives"])),
+            operations=tuple(map(Operation.from_json, data["operations"])),
+            memory=None if data["memory"] is None else Memory.from_json(data["memory"]),
+            seconds=data["seconds"],
+            skipped=data["skipped"],
+            notes=tuple(data["notes"]),
+        )
