@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 # Who starts the processes says who they are: torchrun (and our launcher), Open MPI, MPICH and PALS (Derecho), Slurm.
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
@@ -44,6 +47,23 @@ def leave() -> None:
     dist.destroy_process_group()
 
 
+@contextmanager
+def fake_group(num_devices: int) -> Iterator[None]:
+    """Be rank 0 of so many devices that are not there: collectives send nothing, tensors have shapes but no values.
+
+    What is dispatched inside is what each real rank would dispatch; meshes are made by `make_mesh(axes, "cpu")`. Only
+    where this process has joined no group.
+    Source: torch/testing/_internal/distributed/fake_pg.py, torch/_subclasses/fake_tensor.py
+    """
+    dist.init_process_group("fake", rank=0, world_size=num_devices, store=FakeStore())
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        _make_mesh.cache_clear()
+        dist.destroy_process_group()
+
+
 def make_mesh(axes: Mapping[str, int], device: str) -> DeviceMesh:
     """The mesh with these axes, outermost first, over all processes in rank order.
 
@@ -56,6 +76,7 @@ def make_mesh(axes: Mapping[str, int], device: str) -> DeviceMesh:
 @functools.cache  # each call of init_device_mesh makes process groups of its own
 def _make_mesh(axes: tuple[tuple[str, int], ...], device: str) -> DeviceMesh:
     names, sizes = zip(*axes, strict=True)
-    mesh = init_device_mesh(device, sizes, mesh_dim_names=names)
-    mesh._flatten("+".join(names))  # a group over all axes: DTensor then reduces over them at once, not one by one
+    with unset_fake_temporarily():  # a mesh holds the ranks themselves
+        mesh = init_device_mesh(device, sizes, mesh_dim_names=names)
+        mesh._flatten("+".join(names))  # a group over all axes: DTensor then reduces over them at once, not one by one
     return mesh

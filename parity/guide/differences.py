@@ -30,6 +30,9 @@ A100 = "XLA can compile for GPUs that are not there; what PyTorch dispatches doe
 SHARE = "`fully_shard` and `replicate` work on any module in any style; in JAX the styles say it in their own ways."
 
 DIFFERENCES = (
+    Difference(
+        "mesh.py", "fake_group", "num_devices", "", "JAX compiles for devices that are not there: `a100_devices`."
+    ),
     Difference("mesh.py", "make_mesh", "axes, device", "axes, axis_type, devices", DEVICE),
     Difference("layouts.py", "to_tensor", "array, device", "", "JAX takes NumPy arrays as they are."),
     Difference("layouts.py", "to_numpy", "tensor", "", "JAX arrays convert to NumPy as they are."),

@@ -1,0 +1,37 @@
+"""A group that is not there dispatches what a real one would, and leaves nothing behind."""
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from torch_tp.grid import matmul
+from torch_tp.layouts import place
+from torch_tp.mesh import fake_group, make_mesh
+from torch_tp.trace import RecordCollectives
+
+M, K, N = 96, 160, 224
+
+
+def all_gathers(num_devices, mesh):
+    """What the forward pass of `gathered` dispatches, (axis, payload in elements)."""
+    with fake_group(num_devices):
+        mesh = make_mesh(mesh, "cpu")
+        plan = matmul.PLANS["gathered"]
+        x, w = (place(np.zeros(shape, np.float32), mesh, plan.x) for shape in ((M, K), (K, N)))
+        module = matmul.build(mesh, "manual", plan, {"w": np.zeros((K, N), np.float32)})
+        with RecordCollectives(mesh) as record:
+            assert module(x).shape == (M, N) == (x @ w).shape
+    return [(call.axis, call.payload_bytes // 4) for call in record.calls[:2]]
+
+
+@pytest.mark.parametrize(("x", "y"), [(2, 2), (2, 4), (16, 16), (32, 32)])
+def test_fake_group_dispatches_the_formula_at_any_size(x, y):
+    assert all_gathers(x * y, {"x": x, "y": y}) == [("y", M // x * K), ("x", K * N // y)]
+    assert not dist.is_initialized()
+
+
+def test_fake_group_is_left_when_something_raises_inside():
+    with pytest.raises(RuntimeError, match="of ours"), fake_group(4):
+        raise RuntimeError("of ours")
+    assert not dist.is_initialized()
+    assert all_gathers(4, {"x": 2, "y": 2})  # and its meshes are not taken for those of the next
