@@ -25,6 +25,7 @@ class Plan:
     inputs: Mapping[str, P] = field(default_factory=dict)  # of further inputs, by name: labels, masks
     constants: tuple[str, ...] = ()  # of the inputs: numbers that no gradient is wanted of
     children: Mapping[str, Plan] = field(default_factory=dict)  # by the submodule's name
+    algorithm: str = ""  # of products on a grid: grid/product.py
 
 
 # Arrays, or only their shapes and dtypes: a model of the latter can be compiled for devices that are not there.

@@ -29,6 +29,7 @@ class Plan:
     inputs: Mapping[str, Layout] = field(default_factory=dict)  # of further inputs, by name: labels, masks
     constants: tuple[str, ...] = ()  # of the inputs: numbers that no gradient is wanted of
     children: Mapping[str, Plan] = field(default_factory=dict)  # by the submodule's name
+    algorithm: str = ""  # of products on a grid: grid/product.py
 
 
 def child(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

@@ -6,8 +6,8 @@
     w_KN a device    [K/X, N/Y]    block (i, j)
     y_MN a device    [M/X, N/Y]    block (i, j)
 
-The products of forward and backward have one form each: Y = X W, dX = dY W^T, dW = X^T dY. Payload of a device, in
-elements, of each collective:
+The products of forward and backward have one form each: Y = X W, dX = dY W^T, dW = X^T dY; product.py has the
+code of each algorithm. Payload of a device, in elements, of each collective:
 
     plan           Y = X W                              dX = dY W^T                         dW = X^T dY
     summa          broadcast y: M/X K, x: K N/Y         broadcast x: K N/Y,                 broadcast y: M/X K,
@@ -16,10 +16,6 @@ elements, of each collective:
     gathered       all-gather y: M/X K, x: K N/Y        reduce-scatter y: M/X K             reduce-scatter x: K N/Y
     stationary     all-gather y: M K/X,                 all-gather x: M N/Y,                nothing
                    reduce-scatter x: M N/Y              reduce-scatter y: M K/X
-
-`summa` (summa.py) and `cannon` (cannon.py) keep only the blocks for backward and send panels or blocks again: their
-gradients are algorithms of their own. `gathered` and `stationary` are transposed collective by collective, with the
-gathered operands kept for backward: whole rows of X and, for `gathered`, whole columns of W.
 
 In `stationary` no part of w or dw ever moves. The block of X that meets block (i, j) of w has columns K_i, so X comes
 in the other way round, block (i, j) on device (x=j, y=i): gathered along y it is X[:, K_i]. The sums over i of the
@@ -33,22 +29,16 @@ in 2D: Pope et al., https://arxiv.org/abs/2211.05102, section 3.2.2.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import gather_from_sp, reduce_scatter_to_sp
-from jax_tp.grid.cannon import Cannon, check_square
-from jax_tp.grid.collectives import in_order
-from jax_tp.grid.summa import Summa
+from jax_tp.grid.product import ALGORITHMS, grid_of, multiply
 from jax_tp.layouts import Plan, State, place
 
 # A mesh axis for each dim. Flax stores the kernel as [in, out]: K is dim 0, N is dim 1.
@@ -56,10 +46,10 @@ BLOCK, BLOCK_SWAPPED = P("x", "y"), P("y", "x")
 WEIGHT = {"kernel": P("x", "y")}
 
 PLANS = {
-    "summa": Plan(x=BLOCK, y=BLOCK, params=WEIGHT),
-    "cannon": Plan(x=BLOCK, y=BLOCK, params=WEIGHT),
-    "gathered": Plan(x=BLOCK, y=BLOCK, params=WEIGHT),
-    "stationary": Plan(x=BLOCK_SWAPPED, y=BLOCK, params=WEIGHT),
+    "summa": Plan(x=BLOCK, y=BLOCK, params=WEIGHT, algorithm="summa"),
+    "cannon": Plan(x=BLOCK, y=BLOCK, params=WEIGHT, algorithm="cannon"),
+    "gathered": Plan(x=BLOCK, y=BLOCK, params=WEIGHT, algorithm="gathered"),
+    "stationary": Plan(x=BLOCK_SWAPPED, y=BLOCK, params=WEIGHT, algorithm="stationary"),
     "partitioner": Plan(x=BLOCK, y=BLOCK, params=WEIGHT),
 }
 
@@ -96,7 +86,7 @@ class TypedPartitioner(ShardedWeight):
 
 
 class ManualProduct(ShardedWeight):
-    """`body` is the code of one device, on the blocks that the plan gives it."""
+    """The code of one device, on the blocks that the plan gives it: product.py."""
 
     def __call__(self, x_MK: jax.Array) -> jax.Array:
         per_device = jax.shard_map(
@@ -106,76 +96,17 @@ class ManualProduct(ShardedWeight):
         )
         return per_device(x_MK, self.kernel[...])
 
-    @abstractmethod
     def body(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """y [M/X, N/Y] from the own blocks of x and w."""
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def grid_product(a: jax.Array, b: jax.Array, algorithm: Summa | Cannon) -> jax.Array:
-    """a b of the algorithm's first form, with its other two forms as gradients; saved are the own blocks."""
-    return algorithm.ab(a, b)
-
-
-def _product_forward(a: jax.Array, b: jax.Array, algorithm: Summa | Cannon) -> tuple[jax.Array, Any]:
-    return algorithm.ab(a, b), (a, b)
-
-
-def _product_backward(algorithm: Summa | Cannon, saved: Any, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-    a, b, c = in_order(*saved, c)  # else XLA might keep what forward has received of a and b, to send it once
-    grad_a, a, c = in_order(algorithm.abt(c, b), a, c)  # one gradient after the other, as each needs room
-    return grad_a, algorithm.atb(a, c)
-
-
-grid_product.defvjp(_product_forward, _product_backward)
-
-
-class ManualSumma(ManualProduct):
-    """Panel by panel, `panel` of K wide."""
-
-    def body(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        return grid_product(x, w, Summa("x", "y", self.panel))
-
-
-class ManualCannon(ManualProduct):
-    """Block by block, round the rings. Raises ValueError for a grid that is not square."""
-
-    def body(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        check_square(lax.axis_size("x"), lax.axis_size("y"))
-        return grid_product(x, w, Cannon("x", "y"))
-
-
-class ManualGathered(ManualProduct):
-    """The whole rows of x and columns of w that the own block of y needs, then one product."""
-
-    def body(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        x = gather_from_sp(x, "y", dim=1)  # [M/X, K]
-        w = gather_from_sp(w, "x", dim=0)  # [K, N/Y]
-        return jnp.dot(x, w)
-
-
-class ManualStationary(ManualProduct):
-    """All rows of x meet the own block of w, which stays where it is."""
-
-    def body(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        x = gather_from_sp(x, "y", dim=0)  # [M, K/X]
-        y = jnp.dot(x, w)  # [M, N/Y], summed over the own K
-        return reduce_scatter_to_sp(y, "x", dim=0)
+        return multiply(x, w, grid_of(self.plan, self.panel))
 
 
 STYLES = {
     "auto": {"partitioner": AutoPartitioner},
     "typed": {"partitioner": TypedPartitioner},
-    "manual": {
-        "summa": ManualSumma,
-        "cannon": ManualCannon,
-        "gathered": ManualGathered,
-        "stationary": ManualStationary,
-    },
+    "manual": dict.fromkeys(ALGORITHMS, ManualProduct),
 }
 
 
 def build(mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
     """The product with a weight in one of the styles; `state` holds the global w [K, N], `options` summa's `panel`."""
-    name = next(name for name, known in PLANS.items() if known is plan)
-    return STYLES[style][name](mesh, plan, state, **options)
+    return STYLES[style][plan.algorithm or "partitioner"](mesh, plan, state, **options)

@@ -20,6 +20,7 @@ DEVICE = "A PyTorch mesh names its device type; a JAX mesh is made of devices, b
 LAYOUT_WORDS = (
     "A PyTorch layout is a placement for each mesh axis, a JAX layout a PartitionSpec over the tensor's dims."
 )
+AXES = "An axis is a DeviceMesh of one dim in PyTorch, a name in JAX."
 TRANSPOSED = "PyTorch stores the weight of a linear as [out, in], Flax as [in, out], which is the canonical order."
 HOOKS = "`parallelize_module` places inputs and outputs by hooks; in JAX the forward says it with constraints."
 GRADIENTS = "autograd leaves gradients on the parameters and needs a leaf for x; JAX returns them."
@@ -90,6 +91,7 @@ DIFFERENCES = (
         "grid/collectives.py", "wait", "x", "", "PyTorch's collectives return before they are done; XLA schedules."
     ),
     Difference("grid/collectives.py", "in_order", "", "()", "PyTorch issues collectives in program order."),
+    Difference("grid/product.py", "grid_of", "mesh, plan, panel", "plan, panel", AXES),
     Difference("grid/matmul.py", "AutoPartitioner.__call__", "", "x_MK", HOOKS),
     Difference("replicated_kv.py", "attend_own", "mesh, heads, q, k, v", "", "JAX copies w_k instead."),
     Difference("replicated_kv.py", "AutoReplicatedKv.partition", "name, module, mesh", "", HOOKS),

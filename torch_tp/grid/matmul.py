@@ -6,8 +6,8 @@
     w_KN a device    [K/X, N/Y]    block (i, j)
     y_MN a device    [M/X, N/Y]    block (i, j)
 
-The products of forward and backward have one form each: Y = X W, dX = dY W^T, dW = X^T dY. Payload of a device, in
-elements, of each collective:
+The products of forward and backward have one form each: Y = X W, dX = dY W^T, dW = X^T dY; product.py has the
+code of each algorithm. Payload of a device, in elements, of each collective:
 
     plan           Y = X W                              dX = dY W^T                         dW = X^T dY
     summa          broadcast y: M/X K, x: K N/Y         broadcast x: K N/Y,                 broadcast y: M/X K,
@@ -16,10 +16,6 @@ elements, of each collective:
     gathered       all-gather y: M/X K, x: K N/Y        reduce-scatter y: M/X K             reduce-scatter x: K N/Y
     stationary     all-gather y: M K/X,                 all-gather x: M N/Y,                nothing
                    reduce-scatter x: M N/Y              reduce-scatter y: M K/X
-
-`summa` (summa.py) and `cannon` (cannon.py) keep only the blocks for backward and send panels or blocks again: their
-gradients are algorithms of their own. `gathered` and `stationary` are transposed collective by collective, with the
-gathered operands kept for backward: whole rows of X and, for `gathered`, whole columns of W.
 
 In `stationary` no part of w or dw ever moves. The block of X that meets block (i, j) of w has columns K_i, so X comes
 in the other way round, block (i, j) on device (x=j, y=i): gathered along y it is X[:, K_i]. The sums over i of the
@@ -33,7 +29,6 @@ in 2D: Pope et al., https://arxiv.org/abs/2211.05102, section 3.2.2.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,9 +40,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_module, distribu
 from torch.distributed.tensor.experimental import local_map
 from torch.nn.functional import linear
 
-from torch_tp.collectives import gather_from_sp, reduce_scatter_to_sp
-from torch_tp.grid.cannon import Cannon, check_square
-from torch_tp.grid.summa import Summa
+from torch_tp.grid.product import ALGORITHMS, grid_of, multiply
 from torch_tp.layouts import Plan, place
 from torch_tp.linear import PlainLinear
 
@@ -56,10 +49,10 @@ BLOCK, BLOCK_SWAPPED = (Shard(0), Shard(1)), (Shard(1), Shard(0))
 WEIGHT = {"weight": (Shard(1), Shard(0))}
 
 PLANS = {
-    "summa": Plan(x=BLOCK, y=BLOCK, params=WEIGHT),
-    "cannon": Plan(x=BLOCK, y=BLOCK, params=WEIGHT),
-    "gathered": Plan(x=BLOCK, y=BLOCK, params=WEIGHT),
-    "stationary": Plan(x=BLOCK_SWAPPED, y=BLOCK, params=WEIGHT),
+    "summa": Plan(x=BLOCK, y=BLOCK, params=WEIGHT, algorithm="summa"),
+    "cannon": Plan(x=BLOCK, y=BLOCK, params=WEIGHT, algorithm="cannon"),
+    "gathered": Plan(x=BLOCK, y=BLOCK, params=WEIGHT, algorithm="gathered"),
+    "stationary": Plan(x=BLOCK_SWAPPED, y=BLOCK, params=WEIGHT, algorithm="stationary"),
     "partitioner": Plan(x=BLOCK, y=BLOCK, params=WEIGHT),
 }
 
@@ -113,7 +106,7 @@ class TypedPartitioner(ShardedWeight):
 
 
 class ManualProduct(ShardedWeight):
-    """`body` is the code of one device, on the blocks that the plan gives it."""
+    """The code of one device, on the blocks that the plan gives it: product.py."""
 
     def forward(self, x_MK: DTensor) -> DTensor:
         per_device = local_map(
@@ -124,75 +117,17 @@ class ManualProduct(ShardedWeight):
         )
         return per_device(x_MK, self.weight)
 
-    @abstractmethod
     def body(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """y [M/X, N/Y] from the own blocks of x and w^T."""
-
-
-class _GridProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) -> torch.Tensor:
-        ctx.save_for_backward(a, b)
-        ctx.algorithm = algorithm
-        return algorithm.ab(a, b)
-
-    @staticmethod
-    def backward(ctx: Any, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        a, b = ctx.saved_tensors
-        return ctx.algorithm.abt(c, b), ctx.algorithm.atb(a, c), None
-
-
-def grid_product(a: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) -> torch.Tensor:
-    """a b of the algorithm's first form, with its other two forms as gradients; saved are the own blocks."""
-    return _GridProduct.apply(a, b, algorithm)
-
-
-class ManualSumma(ManualProduct):
-    """Panel by panel, `panel` of K wide."""
-
-    def body(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return grid_product(x, w.T, Summa(self.mesh["x"], self.mesh["y"], self.panel))
-
-
-class ManualCannon(ManualProduct):
-    """Block by block, round the rings. Raises ValueError for a grid that is not square."""
-
-    def body(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        check_square(self.mesh["x"].size(), self.mesh["y"].size())
-        return grid_product(x, w.T, Cannon(self.mesh["x"], self.mesh["y"]))
-
-
-class ManualGathered(ManualProduct):
-    """The whole rows of x and columns of w that the own block of y needs, then one product."""
-
-    def body(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        x = gather_from_sp(x, self.mesh["y"], dim=1)  # [M/X, K]
-        w = gather_from_sp(w, self.mesh["x"], dim=1)  # [N/Y, K]
-        return linear(x, w)
-
-
-class ManualStationary(ManualProduct):
-    """All rows of x meet the own block of w, which stays where it is."""
-
-    def body(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        x = gather_from_sp(x, self.mesh["y"], dim=0)  # [M, K/X]
-        y = linear(x, w)  # [M, N/Y], summed over the own K
-        return reduce_scatter_to_sp(y, self.mesh["x"], dim=0)
+        return multiply(x, w.T, grid_of(self.mesh, self.plan, self.panel))
 
 
 STYLES = {
     "auto": {"partitioner": AutoPartitioner},
     "typed": {"partitioner": TypedPartitioner},
-    "manual": {
-        "summa": ManualSumma,
-        "cannon": ManualCannon,
-        "gathered": ManualGathered,
-        "stationary": ManualStationary,
-    },
+    "manual": dict.fromkeys(ALGORITHMS, ManualProduct),
 }
 
 
 def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], **options: Any) -> nn.Module:
     """The product with a weight in one of the styles; `state` holds the global w [K, N], `options` summa's `panel`."""
-    name = next(name for name, known in PLANS.items() if known is plan)
-    return STYLES[style][name](mesh, plan, state, **options)
+    return STYLES[style][plan.algorithm or "partitioner"](mesh, plan, state, **options)

@@ -1,0 +1,102 @@
+"""The product of a device's blocks, x [M/R, K/C] and w, by one of the algorithms; with its gradients.
+
+R and C are the numbers of devices along the axes `rows` and `columns`, which shard the rows and the columns of y. They
+are "x" and "y", or for every second layer of `stationary` "y" and "x".
+
+    algorithm     x a device     w a device     y a device     what is sent
+    summa         [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     summa.py
+    cannon        [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     cannon.py
+    gathered      [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     forward all-gathers of x and w, backward reduce-scatters
+    stationary    [M/C, K/R]     [K/R, N/C]     [M/R, N/C]     all-gather of x, reduce-scatter of y; the transposes
+
+`matmul.py` has the payloads. `summa` and `cannon` keep only the blocks for backward and send panels or blocks again:
+their gradients are algorithms of their own. `gathered` and `stationary` are transposed collective by collective, with
+the gathered operands kept for backward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_tp.collectives import gather_from_sp, reduce_scatter_to_sp
+from jax_tp.grid.cannon import Cannon, check_square
+from jax_tp.grid.collectives import in_order
+from jax_tp.grid.summa import Summa
+from jax_tp.layouts import Plan
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The axes that shard the rows and the columns of a product, and how it is made."""
+
+    rows: str
+    columns: str
+    algorithm: str
+    panel: int  # of K, for `summa`; 0: the widest that no border of a block crosses
+
+
+def grid_of(plan: Plan, panel: int = 0) -> Grid:
+    """The grid of a layer whose output has the layout y of the plan: rows on its first dim, columns on its last."""
+    return Grid(plan.y[0], plan.y[-1], plan.algorithm, panel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def grid_product(a: jax.Array, b: jax.Array, algorithm: Summa | Cannon) -> jax.Array:
+    """a b of the algorithm's first form, with its other two forms as gradients; saved are the own blocks."""
+    return algorithm.ab(a, b)
+
+
+def _product_forward(a: jax.Array, b: jax.Array, algorithm: Summa | Cannon) -> tuple[jax.Array, Any]:
+    return algorithm.ab(a, b), (a, b)
+
+
+def _product_backward(algorithm: Summa | Cannon, saved: Any, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a, b, c = in_order(*saved, c)  # else XLA might keep what forward has received of a and b, to send it once
+    grad_a, a, c = in_order(algorithm.abt(c, b), a, c)  # one gradient after the other, as each needs room
+    return grad_a, algorithm.atb(a, c)
+
+
+grid_product.defvjp(_product_forward, _product_backward)
+
+
+def summa(x: jax.Array, w: jax.Array, grid: Grid) -> jax.Array:
+    """Panel by panel."""
+    K = x.shape[1] * lax.axis_size(grid.columns)
+    panel = grid.panel or K // math.lcm(lax.axis_size(grid.rows), lax.axis_size(grid.columns))
+    return grid_product(x, w, Summa(grid.rows, grid.columns, panel))
+
+
+def cannon(x: jax.Array, w: jax.Array, grid: Grid) -> jax.Array:
+    """Block by block, round the rings. Raises ValueError for a grid that is not square."""
+    check_square(lax.axis_size(grid.rows), lax.axis_size(grid.columns))
+    return grid_product(x, w, Cannon(grid.rows, grid.columns))
+
+
+def gathered(x: jax.Array, w: jax.Array, grid: Grid) -> jax.Array:
+    """The whole rows of x and columns of w that the own block of y needs, then one product."""
+    x = gather_from_sp(x, grid.columns, dim=1)  # [M/R, K]
+    w = gather_from_sp(w, grid.rows, dim=0)  # [K, N/C]
+    return jnp.dot(x, w)
+
+
+def stationary(x: jax.Array, w: jax.Array, grid: Grid) -> jax.Array:
+    """All rows of x meet the own block of w, which stays where it is."""
+    x = gather_from_sp(x, grid.columns, dim=0)  # [M, K/R]
+    y = jnp.dot(x, w)  # [M, N/C], summed over the own K
+    return reduce_scatter_to_sp(y, grid.rows, dim=0)
+
+
+ALGORITHMS = {"summa": summa, "cannon": cannon, "gathered": gathered, "stationary": stationary}
+
+
+def multiply(x: jax.Array, w: jax.Array, grid: Grid) -> jax.Array:
+    """x w of whatever shards the algorithm wants; x may have further dims of rows inside the first, as [B, S, K]."""
+    y = ALGORITHMS[grid.algorithm](x.reshape(-1, x.shape[-1]), w, grid)
+    return y.reshape(-1, *x.shape[1:-1], w.shape[1])

@@ -1,0 +1,101 @@
+"""The product of a device's blocks, x [M/R, K/C] and w, by one of the algorithms; with its gradients.
+
+R and C are the numbers of devices along the axes `rows` and `columns`, which shard the rows and the columns of y. They
+are "x" and "y", or for every second layer of `stationary` "y" and "x".
+
+    algorithm     x a device     w a device     y a device     what is sent
+    summa         [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     summa.py
+    cannon        [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     cannon.py
+    gathered      [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     forward all-gathers of x and w, backward reduce-scatters
+    stationary    [M/C, K/R]     [K/R, N/C]     [M/R, N/C]     all-gather of x, reduce-scatter of y; the transposes
+
+`matmul.py` has the payloads. `summa` and `cannon` keep only the blocks for backward and send panels or blocks again:
+their gradients are algorithms of their own. `gathered` and `stationary` are transposed collective by collective, with
+the gathered operands kept for backward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard
+
+from torch_tp.collectives import gather_from_sp, reduce_scatter_to_sp
+from torch_tp.grid.cannon import Cannon, check_square
+from torch_tp.grid.summa import Summa
+from torch_tp.layouts import Plan
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The axes that shard the rows and the columns of a product, and how it is made."""
+
+    rows: DeviceMesh
+    columns: DeviceMesh
+    algorithm: str
+    panel: int  # of K, for `summa`; 0: the widest that no border of a block crosses
+
+
+def grid_of(mesh: DeviceMesh, plan: Plan, panel: int = 0) -> Grid:
+    """The grid of a layer whose output has the layout y of the plan: rows on its first dim, columns on its last."""
+    names, last = mesh.mesh_dim_names or (), max(placement.dim for placement in plan.y)
+    rows, columns = (mesh[names[plan.y.index(Shard(dim))]] for dim in (0, last))
+    return Grid(rows, columns, plan.algorithm, panel)
+
+
+class _GridProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) -> torch.Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.algorithm = algorithm
+        return algorithm.ab(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        a, b = ctx.saved_tensors
+        return ctx.algorithm.abt(c, b), ctx.algorithm.atb(a, c), None
+
+
+def grid_product(a: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) -> torch.Tensor:
+    """a b of the algorithm's first form, with its other two forms as gradients; saved are the own blocks."""
+    return _GridProduct.apply(a, b, algorithm)
+
+
+def summa(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Panel by panel."""
+    K = x.shape[1] * grid.columns.size()
+    panel = grid.panel or K // math.lcm(grid.rows.size(), grid.columns.size())
+    return grid_product(x, w, Summa(grid.rows, grid.columns, panel))
+
+
+def cannon(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Block by block, round the rings. Raises ValueError for a grid that is not square."""
+    check_square(grid.rows.size(), grid.columns.size())
+    return grid_product(x, w, Cannon(grid.rows, grid.columns))
+
+
+def gathered(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The whole rows of x and columns of w that the own block of y needs, then one product."""
+    x = gather_from_sp(x, grid.columns, dim=1)  # [M/R, K]
+    w = gather_from_sp(w, grid.rows, dim=0)  # [K, N/C]
+    return x @ w
+
+
+def stationary(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """All rows of x meet the own block of w, which stays where it is."""
+    x = gather_from_sp(x, grid.columns, dim=0)  # [M, K/R]
+    y = x @ w  # [M, N/C], summed over the own K
+    return reduce_scatter_to_sp(y, grid.rows, dim=0)
+
+
+ALGORITHMS = {"summa": summa, "cannon": cannon, "gathered": gathered, "stationary": stationary}
+
+
+def multiply(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """x w of whatever shards the algorithm wants; x may have further dims of rows inside the first, as [B, S, K]."""
+    y = ALGORITHMS[grid.algorithm](x.flatten(0, -2), w, grid)
+    return y.unflatten(0, (-1, *x.shape[1:-1]))
