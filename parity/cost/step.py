@@ -1,0 +1,170 @@
+"""Seconds of a whole step of training on a machine: what one GPU computes and sends, as traced, put on its clock.
+
+    step = forward + backward + optimizer; each pass = compute + awaited collectives + what of the others shows
+
+A collective that is awaited where it is issued adds its time. One that is started and awaited apart (`is_async`: the
+gathers and reduce-scatters of fsdp, the gradients of dp) runs beside the pass's other work, as in a pipeline of L
+stages with a collective a / L and work w / L each: a / L shows for the first, and of the rest what is longer than the
+work, (1 - 1 / L) max(0, a - w). Awaited collectives on the same link leave it no time to run. While it is hidden its
+kernels keep some of the SMs from the work.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from parity.cost.collective import collective_time
+from parity.cost.compute import attention_time, matmul_time, memory_time
+from parity.cost.group import CostError, Group, wire_factor
+from parity.cost.interval import Estimate, total
+from parity.cost.machine import Machine
+from parity.step_contract import Operation, StepTrace, TracedCollective
+
+# Of a hidden collective's time, what the work beside it loses: NCCL's kernels hold about 8 to 24 of an A100's 108 SMs
+# and some of its HBM. Judged, not measured: estimate, low and high end.
+LOST_BESIDE = (0.10, 0.0, 0.25)
+
+
+@dataclass(frozen=True)
+class CollectiveCost:
+    """All `count` calls of one traced collective, as if nothing ran beside them."""
+
+    entry: TracedCollective
+    link: str  # "nvlink": inside a node; "network": one GPU a node; "both"
+    wire_bytes: float  # that one GPU sends, over all calls
+    time: Estimate
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the step's time; the parts add up to the step. `hidden_s` is time that runs beside them and costs none."""
+
+    pass_: str
+    name: str
+    time: Estimate
+    hidden_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One framework's step on a machine, predicted."""
+
+    collectives: tuple[CollectiveCost, ...]
+    parts: tuple[Part, ...]
+    step: Estimate
+    flops: int  # of one GPU's matmuls and attention, those of recomputation too
+
+    def of(self, name: str) -> Estimate:
+        """The parts of that name, over all passes."""
+        return total([(part.time, 1) for part in self.parts if part.name == name], name)
+
+
+def link_of(group: Group) -> str:
+    """The links of the machine that a group's collectives cross."""
+    if group.nodes == 1:
+        return "nvlink"
+    return "network" if group.gpus_per_node == 1 else "both"
+
+
+def check_mesh(machine: Machine, mesh: Mapping[str, int]) -> None:
+    """Raises CostError where the machine cannot hold the mesh, or the groups of one of its axes."""
+    gpus = 1
+    for axis, size in mesh.items():
+        if size < 1:
+            raise CostError(f"mesh {dict(mesh)}: axis {axis!r} must be of size 1 or more")
+        gpus *= size
+    if gpus > machine.gpus_per_node * machine.max_nodes:
+        raise CostError(
+            f"mesh {_text(mesh)} has {gpus:,} GPUs: {machine.name} has {machine.gpus_per_node * machine.max_nodes:,} "
+            f"({machine.max_nodes} nodes of {machine.gpus_per_node})"
+        )
+    for axis in mesh:
+        Group.of_axis(mesh, axis, machine.gpus_per_node)
+
+
+def _text(mesh: Mapping[str, int]) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in mesh.items())
+
+
+def collective_costs(machine: Machine, mesh: Mapping[str, int], trace: StepTrace) -> tuple[CollectiveCost, ...]:
+    """Each traced collective on the group of its axis. Raises CostError for what the machine cannot run."""
+    costs = []
+    for entry in trace.collectives:
+        group = Group.of_axis(mesh, entry.axis, machine.gpus_per_node)
+        one = collective_time(machine, entry.kind, entry.payload_bytes, group)
+        wire_bytes = entry.count * entry.payload_bytes * wire_factor(entry.kind, group.gpus)
+        costs.append(CollectiveCost(entry, link_of(group), wire_bytes, total([(one, entry.count)], one.basis)))
+    return tuple(costs)
+
+
+def step_cost(machine: Machine, mesh: Mapping[str, int], trace: StepTrace) -> StepCost:
+    """The time of a traced step, by part, each with its 90 % interval. Raises CostError."""
+    check_mesh(machine, mesh)
+    collectives = collective_costs(machine, mesh, trace)
+    passes = dict.fromkeys(entry.pass_ for entry in (*trace.operations, *trace.collectives))
+    parts: list[Part] = []
+    for name in passes:
+        work = _compute(machine, name, [op for op in trace.operations if op.pass_ == name])
+        parts += work
+        parts += _communication(name, work, [cost for cost in collectives if cost.entry.pass_ == name])
+    flops = sum(op.count * op.flops for op in trace.operations)
+    return StepCost(collectives, tuple(parts), total([(part.time, 1) for part in parts], "sum of parts"), flops)
+
+
+def operation_time(machine: Machine, op: Operation) -> Estimate:
+    """One of an operation's `count`."""
+    if op.kind == "matmul":
+        return matmul_time(machine, op.m, op.n, op.k, op.dtype, max(op.batch, 1))
+    if op.kind == "attention":
+        return attention_time(machine, op.flops, op.dtype, backward=op.pass_ == "backward")
+    if op.kind == "memory":
+        return memory_time(machine, op.moved_bytes)
+    raise CostError(f"operation {op.name!r} of kind {op.kind!r}: there are matmul, attention, memory")
+
+
+def _compute(machine: Machine, pass_: str, operations: Iterable[Operation]) -> list[Part]:
+    by_kind: dict[str, list[tuple[Estimate, float]]] = defaultdict(list)
+    for op in operations:
+        by_kind[op.kind].append((operation_time(machine, op), op.count))
+    return [Part(pass_, kind, total(timed, timed[0][0].basis)) for kind, timed in sorted(by_kind.items())]
+
+
+def _communication(pass_: str, work: Sequence[Part], costs: Sequence[CollectiveCost]) -> list[Part]:
+    """Awaited collectives by axis, then the others by axis with what of them shows, then what hiding them cost."""
+    parts: list[Part] = []
+    awaited = [cost for cost in costs if not cost.entry.is_async]
+    for axis in dict.fromkeys(cost.entry.axis for cost in awaited):
+        own = [(cost.time, 1.0) for cost in awaited if cost.entry.axis == axis]
+        parts.append(Part(pass_, f"{axis} collectives", total(own, "awaited where issued")))
+    for axis in dict.fromkeys(cost.entry.axis for cost in costs if cost.entry.is_async):
+        own_costs = [cost for cost in costs if cost.entry.is_async and cost.entry.axis == axis]
+        links = {cost.link for cost in own_costs}
+        beside = [(part.time, 1.0) for part in work]
+        beside += [(cost.time, 1.0) for cost in awaited if not _share(cost.link, links)]
+        running = total([(cost.time, 1.0) for cost in own_costs], "all")
+        stages = max(cost.entry.count for cost in own_costs)
+        shown, hidden = _pipelined(running, total(beside, "beside"), stages)
+        parts.append(Part(pass_, f"{axis} collectives, overlapped", shown, hidden))
+    hidden_s = sum(part.hidden_s for part in parts)
+    if hidden_s > 0:
+        lost = Estimate(*(share * hidden_s for share in LOST_BESIDE), "SMs that collectives hold, judged")
+        parts.append(Part(pass_, "slowed by overlap", lost))
+    return parts
+
+
+def _share(link: str, links: set[str]) -> bool:
+    return link in links or "both" in links or link == "both"
+
+
+def _pipelined(running: Estimate, beside: Estimate, stages: int) -> tuple[Estimate, float]:
+    """(what shows, hidden seconds) of collectives that take `running` beside work of `beside`, in `stages` pieces."""
+    first = 1 / stages
+
+    def shown(collective_s: float, work_s: float) -> float:
+        return first * collective_s + (1 - first) * max(0.0, collective_s - work_s)
+
+    best = shown(running.seconds, beside.seconds)
+    ends = shown(running.low_s, beside.high_s), shown(running.high_s, beside.low_s)
+    return Estimate(best, *ends, "pipeline beside other work"), running.seconds - best

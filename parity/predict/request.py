@@ -1,0 +1,113 @@
+"""What is asked: a model, a plan and a mesh on a machine, refused in one line where they cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from parity.cost import Machine
+from parity.cost.step import check_mesh
+from parity.presets import Preset
+from parity.step_contract import StepRequest
+
+DATA_AXES = ("dp", "fsdp")  # those that share out the batch
+TENSOR_AXES = ("tp", "x", "y")
+DTYPES = ("bfloat16", "float32")
+
+
+class RequestError(ValueError):
+    """A mesh, model or batch that cannot be; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A step of `preset` on `machine`: `batch` sequences of `seq` tokens over the whole mesh."""
+
+    machine: Machine
+    preset: Preset
+    mesh: Mapping[str, int]  # axis -> size, outermost first
+    batch: int
+    seq: int
+    plan: str = "megatron"
+    style: str = "auto"
+    dtype: str = "bfloat16"
+
+    @property
+    def num_gpus(self) -> int:
+        return prod(self.mesh.values())
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.seq
+
+    def size(self, axes: tuple[str, ...]) -> int:
+        """GPUs along these axes, 1 where the mesh has none."""
+        return prod(size for axis, size in self.mesh.items() if axis in axes)
+
+    def on(self, mesh: Mapping[str, int]) -> Question:
+        """The same on another mesh."""
+        return replace(self, mesh=dict(mesh))
+
+    @property
+    def id(self) -> str:
+        return f"{self.preset.name}/{self.plan}/{self.style}/{mesh_text(self.mesh)}/B{self.batch}_S{self.seq}"
+
+    def request(self) -> StepRequest:
+        """For the frameworks. Raises RequestError, CostError."""
+        check(self)
+        dims = {**self.preset.dims, "B": self.batch, "S": self.seq}
+        options: dict[str, Any] = dict(self.preset.options)
+        return StepRequest(
+            id=self.id,
+            layer=self.preset.layer,
+            plan=self.plan,
+            style=self.style,
+            mesh=dict(self.mesh),
+            dims=dims,
+            options=options,
+            dtype=self.dtype,
+            gpus_per_node=self.machine.gpus_per_node,
+        )
+
+
+def mesh_text(mesh: Mapping[str, int]) -> str:
+    """As the command line takes it: fsdp=2,tp=4."""
+    return ",".join(f"{axis}={size}" for axis, size in mesh.items())
+
+
+def check(question: Question) -> None:
+    """Raises RequestError for what does not divide, CostError for a mesh that the machine cannot hold."""
+    mesh, preset = question.mesh, question.preset
+    if unknown := [axis for axis in mesh if axis not in (*DATA_AXES, *TENSOR_AXES)]:
+        raise RequestError(f"mesh axis {unknown[0]!r}: there are {', '.join((*DATA_AXES, *TENSOR_AXES))}")
+    if question.dtype not in DTYPES:
+        raise RequestError(f"dtype {question.dtype!r}: there are {', '.join(DTYPES)}")
+    check_mesh(question.machine, mesh)
+    parts = question.size(DATA_AXES)
+    if question.batch % parts:
+        raise RequestError(
+            f"a batch of {question.batch} sequences does not divide over {parts} data-parallel parts "
+            f"({mesh_text(mesh)}): take a multiple of {parts}"
+        )
+    tp = question.size(("tp",))
+    names = {"H": "heads", "K": "key and value heads", "F": "MLP features", "V": "rows of the vocabulary"}
+    divided = {f"{preset.dims[letter]} {what}": preset.dims[letter] for letter, what in names.items()
+               if letter in preset.dims}  # fmt: skip
+    if question.plan == "sequence_parallel":
+        divided[f"a sequence of {question.seq}"] = question.seq
+    if longest := preset.dims.get("C") if preset.layer in ("models.gpt", "models.bert") else None:
+        if question.seq > longest:
+            raise RequestError(f"{preset.name} has {longest} positions: a sequence of {question.seq} is longer")
+    for what, size in divided.items():
+        if size % tp:
+            raise RequestError(
+                f"{preset.name}: {what} do not divide over tp={tp}: take a tp of {divisors_text(divided, tp)}"
+            )
+
+
+def divisors_text(sizes: Mapping[str, int], below: int) -> str:
+    """The degrees under `below` that divide all sizes."""
+    fitting = [degree for degree in range(1, below) if not any(size % degree for size in sizes.values())]
+    return ", ".join(map(str, fitting[:-1])) + (" or " if len(fitting) > 1 else "") + str(fitting[-1])
