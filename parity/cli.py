@@ -18,7 +18,8 @@ import typer
 from parity.cases import SUITES, matches, select
 from parity.cases.family import NUMERICS, TRAINING, Selection
 from parity.cli_calibrate import calibrate
-from parity.cli_common import RefusedError, console, error_console, one_line_errors, progress_bar
+from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes, progress_bar
+from parity.cli_predict import advise_step, predict_step
 from parity.compare import compare
 from parity.contract import FRAMEWORKS, Case
 from parity.guide import source_of_case
@@ -41,17 +42,6 @@ Meshes = Annotated[list[str] | None, typer.Option("--mesh", help="In place of th
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help=f"One of {', '.join(JUDGED)}. Repeatable.")]
 Dims = Annotated[str | None, typer.Option("--dims", help="Other sizes, e.g. D=1024,F=4096.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of state and batch.")]
-
-
-def parse_sizes(text: str, option: str) -> dict[str, int]:
-    """`tp=4` or `D=24,F=36` -> a dict."""
-    sizes = {}
-    for part in text.split(","):
-        name, _, size = part.partition("=")
-        if not name.isidentifier() or not size.isdecimal() or int(size) < 1:
-            raise RefusedError(f"{option} {text!r}: expected NAME=SIZE[,NAME=SIZE...] with sizes of at least 1")
-        sizes[name] = int(size)
-    return sizes
 
 
 def make_selection(
@@ -202,6 +192,8 @@ def show(case_id: Annotated[str, typer.Argument(metavar="CASE", help="A case id,
 
 
 app.command()(calibrate)
+app.command("predict")(predict_step)
+app.command("advise")(advise_step)
 
 
 def main() -> None:

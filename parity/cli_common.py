@@ -18,6 +18,7 @@ from parity.contract import ContractError
 from parity.cost import CostError
 from parity.interpreter import LaunchError
 from parity.launch import Progress as CaseProgress
+from parity.predict import RequestError
 
 console = Console()
 error_console = Console(stderr=True)
@@ -27,7 +28,16 @@ class RefusedError(Exception):
     """Bad input: one line, exit code 2."""
 
 
-BAD_INPUT = (RefusedError, CaseError, ContractError, LaunchError, NotExactError, CostError, CalibrationError)
+BAD_INPUT = (
+    RefusedError,
+    CaseError,
+    ContractError,
+    LaunchError,
+    NotExactError,
+    CostError,
+    CalibrationError,
+    RequestError,
+)
 
 
 @contextmanager
@@ -41,6 +51,19 @@ def one_line_errors() -> Iterator[None]:
     except RanksFailedError as error:
         print_error(error)
         raise typer.Exit(3) from None
+
+
+def parse_sizes(text: str, option: str) -> dict[str, int]:
+    """`tp=4` or `D=24,F=36` -> a dict."""
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if not name.isidentifier() or not size.isdecimal() or int(size) < 1:
+            raise RefusedError(f"{option} {text!r}: expected NAME=SIZE[,NAME=SIZE...] with sizes of at least 1")
+        if name in sizes:
+            raise RefusedError(f"{option} {text!r}: has {name!r} twice")
+        sizes[name] = int(size)
+    return sizes
 
 
 def print_error(error: Exception) -> None:

@@ -25,6 +25,8 @@ from parity.step_contract import Operation, StepTrace, TracedCollective
 # Of a hidden collective's time, what the work beside it loses: NCCL's kernels hold about 8 to 24 of an A100's 108 SMs
 # and some of its HBM. Judged, not measured: estimate, low and high end.
 LOST_BESIDE = (0.10, 0.0, 0.25)
+# What a part is called, by the kind of its operations.
+WORK = {"matmul": "matmuls", "attention": "attention", "memory": "memory-bound"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CollectiveCost:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the step's time; the parts add up to the step. `hidden_s` is time that runs beside them and costs none."""
+    """A part of the step's time; the parts add up to it. `hidden_s` is time that runs beside other parts."""
 
     pass_: str
     name: str
@@ -103,7 +105,7 @@ def step_cost(machine: Machine, mesh: Mapping[str, int], trace: StepTrace) -> St
     """The time of a traced step, by part, each with its 90 % interval. Raises CostError."""
     check_mesh(machine, mesh)
     collectives = collective_costs(machine, mesh, trace)
-    passes = dict.fromkeys(entry.pass_ for entry in (*trace.operations, *trace.collectives))
+    passes = dict.fromkeys([*(op.pass_ for op in trace.operations), *(entry.pass_ for entry in trace.collectives)])
     parts: list[Part] = []
     for name in passes:
         work = _compute(machine, name, [op for op in trace.operations if op.pass_ == name])
@@ -128,7 +130,7 @@ def _compute(machine: Machine, pass_: str, operations: Iterable[Operation]) -> l
     by_kind: dict[str, list[tuple[Estimate, float]]] = defaultdict(list)
     for op in operations:
         by_kind[op.kind].append((operation_time(machine, op), op.count))
-    return [Part(pass_, kind, total(timed, timed[0][0].basis)) for kind, timed in sorted(by_kind.items())]
+    return [Part(pass_, WORK[kind], total(timed, timed[0][0].basis)) for kind, timed in sorted(by_kind.items())]
 
 
 def _communication(pass_: str, work: Sequence[Part], costs: Sequence[CollectiveCost]) -> list[Part]:
@@ -146,11 +148,12 @@ def _communication(pass_: str, work: Sequence[Part], costs: Sequence[CollectiveC
         running = total([(cost.time, 1.0) for cost in own_costs], "all")
         stages = max(cost.entry.count for cost in own_costs)
         shown, hidden = _pipelined(running, total(beside, "beside"), stages)
-        parts.append(Part(pass_, f"{axis} collectives, overlapped", shown, hidden))
+        parts.append(Part(pass_, f"{axis} collectives, exposed", shown, hidden))
     hidden_s = sum(part.hidden_s for part in parts)
     if hidden_s > 0:
-        lost = Estimate(*(share * hidden_s for share in LOST_BESIDE), "SMs that collectives hold, judged")
-        parts.append(Part(pass_, "slowed by overlap", lost))
+        seconds, low_s, high_s = (share * hidden_s for share in LOST_BESIDE)
+        lost = Estimate(seconds, low_s, high_s, "SMs that collectives hold, judged")
+        parts.append(Part(pass_, "work slowed by overlap", lost))
     return parts
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from parity.contract import STYLES
 from parity.cost import Machine
 from parity.cost.step import check_mesh
 from parity.presets import Preset
@@ -14,6 +15,8 @@ from parity.step_contract import StepRequest
 
 DATA_AXES = ("dp", "fsdp")  # those that share out the batch
 TENSOR_AXES = ("tp", "x", "y")
+PLANS = ("megatron", "sequence_parallel")
+GRID_PLANS: tuple[str, ...] = ()  # none is traced as a whole step: `crossover` has their closed formulas
 DTYPES = ("bfloat16", "float32")
 
 
@@ -82,8 +85,13 @@ def check(question: Question) -> None:
     mesh, preset = question.mesh, question.preset
     if unknown := [axis for axis in mesh if axis not in (*DATA_AXES, *TENSOR_AXES)]:
         raise RequestError(f"mesh axis {unknown[0]!r}: there are {', '.join((*DATA_AXES, *TENSOR_AXES))}")
-    if question.dtype not in DTYPES:
-        raise RequestError(f"dtype {question.dtype!r}: there are {', '.join(DTYPES)}")
+    for word, value, known in (
+        ("plan", question.plan, (*PLANS, *GRID_PLANS)),
+        ("style", question.style, STYLES),
+        ("dtype", question.dtype, DTYPES),
+    ):
+        if value not in known:
+            raise RequestError(f"{word} {value!r}: there are {', '.join(known)}")
     check_mesh(question.machine, mesh)
     parts = question.size(DATA_AXES)
     if question.batch % parts:
@@ -91,23 +99,27 @@ def check(question: Question) -> None:
             f"a batch of {question.batch} sequences does not divide over {parts} data-parallel parts "
             f"({mesh_text(mesh)}): take a multiple of {parts}"
         )
+    longest = preset.dims["C"] if preset.layer in ("models.gpt", "models.bert") else question.seq
+    if question.seq > longest:
+        raise RequestError(f"{preset.name} has {longest} positions: a sequence of {question.seq} is longer")
     tp = question.size(("tp",))
-    names = {"H": "heads", "K": "key and value heads", "F": "MLP features", "V": "rows of the vocabulary"}
-    divided = {f"{preset.dims[letter]} {what}": preset.dims[letter] for letter, what in names.items()
-               if letter in preset.dims}  # fmt: skip
-    if question.plan == "sequence_parallel":
-        divided[f"a sequence of {question.seq}"] = question.seq
-    if longest := preset.dims.get("C") if preset.layer in ("models.gpt", "models.bert") else None:
-        if question.seq > longest:
-            raise RequestError(f"{preset.name} has {longest} positions: a sequence of {question.seq} is longer")
-    for what, size in divided.items():
+    sizes = divided(question)
+    for what, size in sizes.items():
         if size % tp:
-            raise RequestError(
-                f"{preset.name}: {what} do not divide over tp={tp}: take a tp of {divisors_text(divided, tp)}"
-            )
+            raise RequestError(f"{preset.name}: {what} do not divide over tp={tp}: take {degrees_text(sizes, tp)}")
 
 
-def divisors_text(sizes: Mapping[str, int], below: int) -> str:
-    """The degrees under `below` that divide all sizes."""
-    fitting = [degree for degree in range(1, below) if not any(size % degree for size in sizes.values())]
-    return ", ".join(map(str, fitting[:-1])) + (" or " if len(fitting) > 1 else "") + str(fitting[-1])
+def divided(question: Question) -> dict[str, int]:
+    """What tensor parallelism cuts, in words, and its size."""
+    names = {"H": "heads", "K": "key and value heads", "F": "MLP features", "V": "rows of the vocabulary"}
+    dims = question.preset.dims
+    sizes = {f"{dims[letter]} {what}": dims[letter] for letter, what in names.items() if letter in dims}
+    if question.plan == "sequence_parallel":
+        sizes[f"{question.seq} tokens of a sequence"] = question.seq
+    return sizes
+
+
+def degrees_text(sizes: Mapping[str, int], below: int) -> str:
+    """The tp degrees under `below` that divide all sizes."""
+    fitting = [str(degree) for degree in range(1, below) if not any(size % degree for size in sizes.values())]
+    return "tp=" + (f"{', '.join(fitting[:-1])} or " if len(fitting) > 1 else "") + fitting[-1]

@@ -1,0 +1,168 @@
+"""The commands `parity predict` and `parity advise`: a training step on a machine that nobody has to own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes
+from parity.cost import load_machine
+from parity.cost.step import check_mesh
+from parity.predict import Prediction, Question, predict
+from parity.predict.advise import advise
+from parity.predict.crossover import crossover, crossover_json
+from parity.predict.prediction import SCHEMA_VERSION
+from parity.predict.request import DATA_AXES, GRID_PLANS, PLANS
+from parity.predict.sweep import Choice, plan_choices, sweep_json, tp_choices
+from parity.presets import load_preset
+from parity.report.prediction import print_prediction
+from parity.report.sweep import print_advice, print_crossover, print_sweep
+from parity.run import worker_commands
+from parity.steps import trace_steps
+
+MachineName = Annotated[str, typer.Option("--machine", help="A machine, by name or .toml file.")]
+Mesh = Annotated[str, typer.Option("--mesh", help="Axes and sizes, outermost first, e.g. fsdp=2,tp=4.")]
+Model = Annotated[str, typer.Option("--model", help="A preset: gpt2, llama3-8b, llama3-70b, ...")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences of a step, over the whole mesh.")]
+Seq = Annotated[int, typer.Option("--seq", min=1, help="Tokens of a sequence.")]
+Plan = Annotated[str, typer.Option("--plan", help="megatron | sequence_parallel")]
+Style = Annotated[str, typer.Option("--style", help="auto | typed | manual")]
+Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16 | float32")]
+AsJson = Annotated[bool, typer.Option("--json", help="Figures as JSON in place of tables.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write the JSON to this file too.")]
+TorchPython = Annotated[str, typer.Option(help="Interpreter that has torch.")]
+JaxPython = Annotated[str, typer.Option(help="Interpreter that has jax and flax.")]
+
+
+def predict_step(
+    machine: MachineName,
+    mesh: Mesh,
+    model: Model,
+    batch: Batch,
+    seq: Seq,
+    plan: Plan = "megatron",
+    style: Style = "auto",
+    dtype: Dtype = "bfloat16",
+    sweep: Annotated[
+        str | None, typer.Option(help="tp: the mesh's GPUs by tp degree. plan: 1D and 2D, and where 2D wins.")
+    ] = None,
+    as_json: AsJson = False,
+    out: Out = None,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
+) -> None:
+    """Predict a training step without a GPU: what each framework sends, holds, and how long it takes.
+
+    Exit codes: 0 done, 2 bad input, 3 a worker failed.
+    """
+    with one_line_errors():
+        check_out(out)
+        sizes = parse_sizes(mesh, "--mesh")
+        question = Question(load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype)
+        trace = Tracer(torch_python, jax_python)
+        if sweep is None:
+            prediction = trace([question])[question.id]
+            show(prediction.to_json(), as_json, out, partial(print_prediction, console, prediction))
+        elif sweep == "tp":
+            choices = trace.fill(tp_choices(question))
+            title = f"{question.preset.name} on {question.num_gpus:,} GPUs of {question.machine.name}, by tp degree"
+            show({"choices": sweep_json(choices)}, as_json, out, partial(print_sweep, console, choices, title))
+        elif sweep == "plan":
+            sweep_plans(question, trace, as_json, out)
+        else:
+            raise RefusedError(f"--sweep {sweep!r}: there are tp, plan")
+
+
+def sweep_plans(question: Question, trace: Tracer, as_json: bool, out: Path | None) -> None:
+    """The plans on the question's mesh, and the crossover from 1D to 2D by number of GPUs."""
+    choices = trace.fill(plan_choices(question, PLANS, GRID_PLANS))
+    rows = crossover(question)
+    title = f"{question.preset.name} on {question.num_gpus:,} GPUs of {question.machine.name}, by plan"
+
+    def render() -> None:
+        print_sweep(console, choices, title)
+        print_crossover(console, rows, question.tokens // question.size(DATA_AXES))
+
+    show({"choices": sweep_json(choices), "crossover": crossover_json(rows)}, as_json, out, render)
+
+
+def advise_step(
+    machine: MachineName,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many to train on.")],
+    model: Model,
+    batch: Batch,
+    seq: Seq,
+    plan: Plan = "megatron",
+    style: Style = "auto",
+    dtype: Dtype = "bfloat16",
+    as_json: AsJson = False,
+    out: Out = None,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
+) -> None:
+    """Should this model be trained with tensor parallelism on these GPUs? Three conditions, computed; a tp degree.
+
+    Exit codes: 0 done, 2 bad input, 3 a worker failed.
+    """
+    with one_line_errors():
+        check_out(out)
+        question = Question(load_machine(machine), load_preset(model), {"fsdp": gpus}, batch, seq, plan, style, dtype)
+        check_mesh(question.machine, question.mesh)
+        choices = Tracer(torch_python, jax_python).fill(tp_choices(question))
+        advice = advise(question, choices)
+        title = f"{question.preset.name} on {gpus:,} GPUs of {question.machine.name}, {batch:,} x {seq:,} tokens a step"
+
+        def render() -> None:
+            print_sweep(console, choices, title)
+            print_advice(console, advice)
+
+        show({**advice.to_json(), "choices": sweep_json(choices)}, as_json, out, render)
+
+
+def show(content: dict[str, Any], as_json: bool, out: Path | None, render: Callable[[], None]) -> None:
+    """JSON to stdout or tables, and JSON to a file if one was named."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, "predicted": True, **content}, indent=1)
+    if out is not None:
+        try:
+            out.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RefusedError(f"--out {out}: cannot be written ({error.strerror})") from None
+    if as_json:
+        typer.echo(text)
+    else:
+        render()
+
+
+class Tracer:
+    """Traces questions in both frameworks and predicts each; all of one call go to one pair of workers."""
+
+    def __init__(self, torch_python: str, jax_python: str) -> None:
+        self.pythons = torch_python, jax_python
+
+    def __call__(self, questions: Sequence[Question]) -> dict[str, Prediction]:
+        requests = [question.request() for question in questions]
+        commands = worker_commands(*self.pythons)
+        with error_console.status(f"tracing {len(requests)} step{'s' if len(requests) > 1 else ''} in each framework"):
+            traces = trace_steps(requests, commands)
+        return {
+            question.id: predict(question, {name: answers[index] for name, answers in traces.items()})
+            for index, question in enumerate(questions)
+        }
+
+    def fill(self, choices: Sequence[Choice]) -> list[Choice]:
+        """The choices with the predictions of those that can be."""
+        answers = self([choice.question for choice in choices if not choice.refused])
+        return [replace(choice, prediction=answers.get(choice.question.id)) for choice in choices]
+
+
+def check_out(out: Path | None) -> None:
+    """Refuses a file that cannot be written, before anything is traced."""
+    if out is not None and not out.parent.is_dir():
+        raise RefusedError(f"--out {out}: there is no directory {out.parent}")

@@ -1,0 +1,166 @@
+"""The same model and batch on the same GPUs, by degree of tensor parallelism and by plan; what to take and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from parity.cost import CostError, Estimate, Group, collective_time
+from parity.cost.step import link_of
+from parity.predict.prediction import FrameworkStep, Prediction
+from parity.predict.request import TENSOR_AXES, Question, RequestError, check, mesh_text
+
+DEGREES = (1, 2, 4, 8)
+ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+MUCH_SLOWER = 1.15  # than the fastest: to be avoided. Errors of two rows have most in common, so less would not show
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to lay the model out on the GPUs."""
+
+    name: str  # e.g. "tp=4", "sequence_parallel"
+    question: Question
+    refused: str = ""  # why it cannot be, in one line
+    prediction: Prediction | None = None
+
+    @property
+    def steps(self) -> list[FrameworkStep]:
+        """Of the frameworks that could be traced."""
+        return [step for step in self.prediction.steps.values() if step.cost] if self.prediction else []
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a step, the mean of the frameworks."""
+        times = [step.cost.step.seconds for step in self.steps if step.cost]
+        return sum(times) / len(times) if times else None
+
+    @property
+    def fits(self) -> bool:
+        """In every framework that could be traced."""
+        return all(step.fit.fits for step in self.steps if step.fit)
+
+    def share_of_tensor_axes(self) -> float:
+        """Of the step, the collectives of the tensor-parallel axes that show, the mean of the frameworks."""
+        shares = []
+        for step in self.steps:
+            assert step.cost is not None
+            own = [part.time.seconds for part in step.cost.parts if part.name.split()[0] in TENSOR_AXES]
+            shares.append(sum(own) / step.cost.step.seconds)
+        return sum(shares) / len(shares) if shares else 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """recommended, possible, avoid or impossible, and why."""
+
+    word: str
+    why: str
+
+
+def tp_choices(question: Question, degrees: Iterable[int] = DEGREES) -> list[Choice]:
+    """The mesh's GPUs as (what is left) x tp; the innermost data axis takes what tp leaves."""
+    choices = []
+    for degree in degrees:
+        mesh = {axis: size for axis, size in question.mesh.items() if axis not in TENSOR_AXES}
+        data_axis = next(reversed(mesh), "fsdp")
+        others = 1
+        for axis, size in mesh.items():
+            others *= size if axis != data_axis else 1
+        left, rest = divmod(question.num_gpus, degree * others)
+        mesh = {**mesh, data_axis: left, "tp": degree}
+        name = f"tp={degree}"
+        if rest or not left:
+            refused = f"{question.num_gpus} GPUs do not divide into groups of {degree}"
+            choices.append(Choice(name, question, refused))
+            continue
+        choices.append(_checked(name, question.on(mesh)))
+    return choices
+
+
+def plan_choices(question: Question, plans: Iterable[str], grid_plans: Iterable[str]) -> list[Choice]:
+    """1D plans on the mesh as it is, 2D ones on the same GPUs with x times y in place of tp."""
+    choices = [_checked(plan, replace(question, plan=plan)) for plan in plans]
+    tp = question.size(("tp",))
+    x = max(side for side in range(1, int(tp**0.5) + 1) if tp % side == 0)
+    mesh = {**{axis: size for axis, size in question.mesh.items() if axis not in TENSOR_AXES}, "x": x, "y": tp // x}
+    return choices + [_checked(plan, replace(question.on(mesh), plan=plan)) for plan in grid_plans]
+
+
+def _checked(name: str, question: Question) -> Choice:
+    try:
+        check(question)
+    except (RequestError, CostError) as error:
+        return Choice(name, question, str(error))
+    return Choice(name, question)
+
+
+def verdicts(choices: Iterable[Choice]) -> list[Verdict]:
+    """One a choice: the fastest of those that fit is recommended."""
+    choices = list(choices)
+    possible = [choice for choice in choices if choice.seconds is not None and choice.fits]
+    best = min(possible, key=lambda choice: choice.seconds or 0.0, default=None)
+    return [_verdict(choice, best) for choice in choices]
+
+
+def _verdict(choice: Choice, best: Choice | None) -> Verdict:
+    if choice.refused:
+        return Verdict("impossible", choice.refused)
+    if choice.seconds is None:
+        reasons = [step.skipped for step in choice.prediction.steps.values()] if choice.prediction else []
+        return Verdict("unknown", "; ".join(dict.fromkeys(reasons)))
+    if not choice.fits:
+        lacking = max(-step.fit.spare_bytes for step in choice.steps if step.fit)
+        return Verdict("avoid", f"lacks {lacking / 1e9:.1f} GB of memory")
+    share = choice.share_of_tensor_axes()
+    about = f"{share:.0%} of it tensor-parallel collectives ({tensor_link(choice.question)})" if share > 0 else ""
+    assert best is not None
+    if choice is best:
+        return Verdict("recommended", ", ".join(filter(None, ("the fastest that fits", about))))
+    ratio = choice.seconds / (best.seconds or 1.0)
+    why = ", ".join(filter(None, (f"{ratio:.2f} x the step of {best.name}", about)))
+    return Verdict("avoid" if ratio > MUCH_SLOWER else "possible", why)
+
+
+def tensor_link(question: Question) -> str:
+    """The slowest link that the tensor-parallel axes cross."""
+    links = [link_of(group) for group in tensor_groups(question) if group.gpus > 1]
+    return next((link for link in ("both", "network", "nvlink") if link in links), "none")
+
+
+def tensor_groups(question: Question) -> list[Group]:
+    """One a tensor-parallel axis of the mesh."""
+    axes = [axis for axis in question.mesh if axis in TENSOR_AXES]
+    return [Group.of_axis(question.mesh, axis, question.machine.gpus_per_node) for axis in axes]
+
+
+def all_reduce_of(question: Question) -> Estimate | None:
+    """One all-reduce of the activations [batch of a data-parallel part, S, D] over tp; None where there is none."""
+    if question.size(("tp",)) == 1:
+        return None
+    group = Group.of_axis(question.mesh, "tp", question.machine.gpus_per_node)
+    return collective_time(question.machine, "all_reduce", activation_bytes(question), group)
+
+
+def activation_bytes(question: Question) -> int:
+    """Of [batch of a data-parallel part, S, D]."""
+    tokens = question.tokens // question.size(("dp", "fsdp"))
+    return tokens * question.preset.dims["D"] * ITEM_BYTES[question.dtype]
+
+
+def sweep_json(choices: Iterable[Choice]) -> list[dict[str, Any]]:
+    """A dict a choice, with its whole prediction."""
+    choices = list(choices)
+    rows = []
+    for choice, verdict in zip(choices, verdicts(choices), strict=True):
+        one: dict[str, Any] = {"name": choice.name, "mesh": mesh_text(choice.question.mesh), **vars(verdict)}
+        if not choice.refused:
+            all_reduce = all_reduce_of(choice.question)
+            one["link"] = tensor_link(choice.question)
+            one["all_reduce_bytes"] = activation_bytes(choice.question)
+            one["all_reduce"] = None if all_reduce is None else all_reduce.to_json()
+            one["tensor_parallel_share"] = choice.share_of_tensor_axes()
+        one["prediction"] = choice.prediction.to_json() if choice.prediction else None
+        rows.append(one)
+    return rows

@@ -1,0 +1,246 @@
+"""A predicted step as tables for the terminal: what is sent, held, and how long it takes, both frameworks abreast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from parity.cost import Estimate, Group
+from parity.cost.memory import RESERVED_BYTES
+from parity.cost.step import link_of
+from parity.predict import FrameworkStep, LedgerRow, Prediction, Question, mesh_text
+from parity.predict.prediction import NOT_COUNTED, utilization
+from parity.report.terminal import duration
+
+BARS_FROM_WIDTH = 140  # columns; narrower terminals show no bars
+ABREAST_FROM_WIDTH = 100
+BAR_WIDTH = 24
+PASSES = ("forward", "backward", "optimizer")
+
+
+def print_prediction(console: Console, prediction: Prediction) -> None:
+    """Heading, where the axes lie, collectives, memory, time, and what to know of it."""
+    question = prediction.question
+    console.print(heading(question))
+    console.print()
+    console.print(axes_table(question), highlight=False)
+    print_skipped(console, [prediction])
+    steps = {name: step for name, step in prediction.steps.items() if step.cost is not None}
+    if not steps:
+        return
+    # Where both do not fit abreast, one after the other.
+    abreast = [steps] if console.width >= ABREAST_FROM_WIDTH else [{name: step} for name, step in steps.items()]
+    title = "Collectives of one GPU, as if nothing ran beside them (~ overlapped)"
+    for some in abreast:
+        print_table(console, title, ledger_table(some))
+    if any(step.fit for step in steps.values()):
+        memory = size_text(question.machine.gpu.memory_bytes)
+        kept = f"{size_text(RESERVED_BYTES)} of them kept for CUDA and NCCL"
+        print_table(console, f"Memory of one GPU at the step's peak: of {memory}, {kept}", memory_table(steps))
+    with_bars = console.width >= BARS_FROM_WIDTH
+    for some in abreast:
+        print_table(console, "Time of a step, predicted", time_table(some, with_bars))
+    print_rates(console, question, steps)
+    print_notes(console, steps)
+
+
+def print_skipped(console: Console, predictions: Iterable[Prediction]) -> None:
+    """Why there is nothing of a framework, each reason once."""
+    named = [(name, step.skipped) for one in predictions for name, step in one.steps.items() if step.skipped]
+    for name, reason in dict.fromkeys(named):
+        console.print(f"[yellow]no {name}:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+
+
+def print_table(console: Console, title: str, table: Table) -> None:
+    """Under its title, which may be wider than it."""
+    console.print(f"[bold]{escape(title)}[/]", highlight=False)
+    console.print(table, highlight=False)
+
+
+def heading(question: Question) -> Text:
+    """What is predicted of what."""
+    machine, preset = question.machine, question.preset
+    nodes = -(-question.num_gpus // machine.gpus_per_node)
+    text = Text(f"{preset.name}", style="bold")
+    text.append(f", {preset.num_parameters() / 1e9:.3g} B parameters, {question.dtype}, plan {question.plan}, ", "")
+    text.append(f"style {question.style}\n")
+    text.append(f"{machine.name}", style="bold")
+    text.append(f", {question.num_gpus:,} x {machine.gpu.name} on {nodes:,} node{'s' if nodes > 1 else ''}, mesh ")
+    text.append(f"{mesh_text(question.mesh)}; a step of {question.batch:,} x {question.seq:,} tokens")
+    return text
+
+
+def _table(*columns: str) -> Table:
+    """With these columns on the left; those that follow hold figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _figures(table: Table, *columns: str) -> None:
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def axes_table(question: Question) -> Table:
+    """Where the groups of each axis lie."""
+    table = _table("axis", "GPUs", "link")
+    table.add_column("a group of it lies")
+    for axis in question.mesh:
+        group = Group.of_axis(question.mesh, axis, question.machine.gpus_per_node)
+        table.add_row(axis, f"{group.gpus}", link_of(group), place(group))
+    return table
+
+
+def place(group: Group) -> str:
+    """In words."""
+    if group.gpus == 1:
+        return "a GPU by itself"
+    if group.nodes == 1:
+        return "inside a node"
+    beside = f", beside {group.sharing - 1} others on the same NICs" if group.sharing > 1 else ""
+    return f"{group.gpus_per_node} GPU{'s' if group.gpus_per_node > 1 else ''} a node on {group.nodes} nodes{beside}"
+
+
+def ledger_table(steps: dict[str, FrameworkStep]) -> Table:
+    """By pass, kind, axis and dtype: bytes on the wire, calls and time, each framework's."""
+    table = _table("pass", "kind", "axis", "link")
+    for framework in steps:
+        _figures(table, f"{framework}\nsent", "\ncalls", "\ntime")
+    ledgers = {name: {row.key: row for row in step.ledger()} for name, step in steps.items()}
+    keys = dict.fromkeys(key for ledger in ledgers.values() for key in ledger)
+    for index, pass_ in enumerate(PASSES):
+        own = [key for key in keys if key[0] == pass_]
+        if index and own:
+            table.add_section()
+        for key in own:
+            rows = [ledger.get(key) for ledger in ledgers.values()]
+            link = next(row.link for row in rows if row is not None)
+            kind = key[1] if key[3] == "bfloat16" else f"{key[1]}, {key[3]}"
+            first = pass_ if key == own[0] else ""
+            table.add_row(first, kind, key[2], link, *(cell for row in rows for cell in _ledger_cells(row)))
+    table.add_section()
+    sums = []
+    for ledger in ledgers.values():
+        entries = list(ledger.values())
+        sent, calls = sum(row.wire_bytes for row in entries), sum(row.count for row in entries)
+        sums += [size_text(sent), f"{calls:,}", duration(sum(row.time.seconds for row in entries))]
+    table.add_row("all", "", "", "", *sums, style="bold")
+    return table
+
+
+def _ledger_cells(row: LedgerRow | None) -> tuple[str, str, str]:
+    if row is None:
+        return "-", "-", "-"
+    return size_text(row.wire_bytes), f"{row.count:,}", ("~ " if row.is_async else "") + duration(row.time.seconds)
+
+
+def memory_table(steps: dict[str, FrameworkStep]) -> Table:
+    """By what it holds, at the peak; and whether that fits."""
+    table = _table("")
+    _figures(table, *steps)
+    held = [step.trace.memory for step in steps.values()]
+    for part in ("parameters", "gradients", "optimizer", "activations", "temporaries"):
+        table.add_row(part, *("-" if one is None else size_text(getattr(one, part)) for one in held))
+    table.add_section()
+    table.add_row("peak", *("-" if one is None else size_text(one.total) for one in held), style="bold")
+    table.add_row("fits", *(fit_text(step) for step in steps.values()))
+    table.add_row("[dim]source[/]", *("" if one is None else f"[dim]{escape(one.source)}[/]" for one in held))
+    return table
+
+
+def fit_text(step: FrameworkStep) -> Text:
+    """Yes or no, and by how much."""
+    if step.fit is None:
+        return Text("-")
+    if step.fit.fits:
+        return Text(f"yes, {size_text(step.fit.spare_bytes)} spare", style="green")
+    return Text(f"no, {size_text(-step.fit.spare_bytes)} too much", style="red")
+
+
+def time_table(steps: dict[str, FrameworkStep], with_bars: bool) -> Table:
+    """The parts that add up to the step, in ms, each with its 90 % interval; hidden time beside them."""
+    table = _table("pass", "part")
+    for name in steps:
+        _figures(table, f"{name}\nms", "90 %\ninterval", "\nhidden")
+        if with_bars:
+            table.add_column("", no_wrap=True, width=BAR_WIDTH)
+    costs = [step.cost for step in steps.values() if step.cost is not None]
+    parts = [{(part.pass_, part.name): part for part in cost.parts} for cost in costs]
+    keys = dict.fromkeys(key for own in parts for key in own)
+    longest = max(part.time.seconds for own in parts for part in own.values())
+
+    def cells(time: Estimate, hidden_s: float, share: float) -> list[str]:
+        figures = [*milliseconds(time), _ms(hidden_s) if hidden_s > 0 else ""]
+        return [*figures, bar(share)] if with_bars else figures
+
+    nothing = ["-", "", "", ""] if with_bars else ["-", "", ""]
+    for pass_ in PASSES:
+        names = [name for own_pass, name in keys if own_pass == pass_]
+        for name in names:
+            found = [own.get((pass_, name)) for own in parts]
+            row = [
+                nothing if part is None else cells(part.time, part.hidden_s, part.time.seconds / longest)
+                for part in found
+            ]
+            table.add_row(pass_ if name == names[0] else "", name, *chain(*row))
+        if names:
+            table.add_section()
+    table.add_row("step", "", *chain(*(cells(cost.step, 0.0, 0.0) for cost in costs)), style="bold")
+    return table
+
+
+def print_rates(console: Console, question: Question, steps: dict[str, FrameworkStep]) -> None:
+    """What a step's time comes to."""
+    for name, step in steps.items():
+        if step.cost is not None:
+            rate = question.tokens / step.cost.step.seconds / question.num_gpus
+            console.print(
+                f"{name}: {duration(step.cost.step.seconds)} a step, {rate:,.0f} tokens/s a GPU, "
+                f"{utilization(question, step.cost):.0%} of the GPU's peak in {question.dtype}",
+                highlight=False,
+            )
+
+
+def bar(share: float) -> str:
+    """A bar of at most BAR_WIDTH columns, to an eighth of one."""
+    whole, eighths = divmod(round(share * BAR_WIDTH * 8), 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
+
+
+def milliseconds(time: Estimate) -> tuple[str, str]:
+    """Estimate and 90 % interval: 64.6 and 54.6 to 76.4."""
+    return _ms(time.seconds), f"{_ms(time.low_s)} to {_ms(time.high_s)}"
+
+
+def _ms(seconds: float) -> str:
+    return _three_digits(seconds * 1e3)
+
+
+def _three_digits(value: float) -> str:
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{decimals}f}"
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes in powers of ten, three digits: 8.72 GB."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= factor:
+            return f"{_three_digits(num_bytes / factor)} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def print_notes(console: Console, steps: dict[str, FrameworkStep]) -> None:
+    """What is modelled how, and what is not counted."""
+    for name, step in steps.items():
+        for note in step.trace.notes:
+            console.print(f"[dim]{name}: {escape(note)}[/]", highlight=False)
+    traced = ", ".join(f"{name} {step.trace.seconds:.1f} s" for name, step in steps.items())
+    console.print(f"[dim]not counted: {NOT_COUNTED}\ntraced without a GPU: {traced}[/]", highlight=False)

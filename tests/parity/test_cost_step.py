@@ -1,0 +1,140 @@
+"""The time of a step against its own formulas, and against what must hold on any machine."""
+
+from dataclasses import replace
+
+import pytest
+from closed_step import llama_step, matmul
+
+from parity.cost import CostError, Estimate, Group, collective_time, load_machine, matmul_time
+from parity.cost.memory import RESERVED_BYTES, fit_of
+from parity.cost.step import LOST_BESIDE, _pipelined, check_mesh, link_of, step_cost
+from parity.step_contract import Operation, StepTrace, TracedCollective
+
+DERECHO = load_machine("derecho")
+MESH = {"fsdp": 2, "tp": 4}
+MIB = 2**20
+
+
+def trace(*entries, operations=()):
+    return StepTrace("torch", "r", tuple(entries), tuple(operations))
+
+
+def entry(kind="all_gather", axis="fsdp", payload=64 * MIB, count=8, is_async=True, pass_="forward"):
+    return TracedCollective(kind, axis, "bfloat16", payload, count, pass_, is_async=is_async)
+
+
+LONG = matmul("forward", 8192, 8192, 8192, 1000, "long")
+SHORT = matmul("forward", 128, 128, 128, 1, "short")
+
+
+@pytest.mark.parametrize("mesh", [MESH, {"fsdp": 64, "tp": 4}, {"tp": 8}, {"fsdp": 8}, {"tp": 1}])
+def test_parts_add_up_to_the_step_and_stay_in_order(mesh):
+    cost = step_cost(DERECHO, mesh, llama_step(mesh=mesh, batch=64))
+    for end in ("seconds", "low_s", "high_s"):
+        assert getattr(cost.step, end) == pytest.approx(sum(getattr(part.time, end) for part in cost.parts))
+    for one in [cost.step, *(part.time for part in cost.parts), *(one.time for one in cost.collectives)]:
+        assert one.predicted
+        assert 0 <= one.low_s <= one.seconds <= one.high_s
+
+
+def test_awaited_collectives_add_their_whole_time():
+    one = collective_time(DERECHO, "all_reduce", MIB, Group(4))
+    cost = step_cost(DERECHO, MESH, trace(entry("all_reduce", "tp", MIB, 7, False), operations=[LONG]))
+    work = 1000 * matmul_time(DERECHO, 8192, 8192, 8192, "bfloat16").seconds
+    assert cost.step.seconds == pytest.approx(7 * one.seconds + work, rel=1e-12)
+
+
+def test_a_pipeline_shows_its_first_piece_and_what_is_longer_than_the_work():
+    sure = Estimate(8.0, 8.0, 8.0, "x")
+    shown, hidden = _pipelined(sure, Estimate(6.0, 6.0, 6.0, "x"), 4)
+    # 4 pieces of 2.0 beside 4 of 1.5: the first shows whole, of each of the other three 0.5.
+    assert (shown.seconds, hidden) == (2.0 + 3 * 0.5, 4.5)
+    shown, hidden = _pipelined(sure, Estimate(100.0, 100.0, 100.0, "x"), 4)
+    assert (shown.seconds, hidden) == (2.0, 6.0)
+    assert _pipelined(sure, Estimate(100.0, 100.0, 100.0, "x"), 1)[0].seconds == 8.0
+
+
+def test_collectives_hide_behind_long_work_and_not_behind_short():
+    whole = 8 * collective_time(DERECHO, "all_gather", 64 * MIB, Group(2, 2, 4)).seconds
+    for work, part_name, seconds in ((LONG, "fsdp collectives, exposed", whole / 8), (SHORT, None, None)):
+        cost = step_cost(DERECHO, MESH, trace(entry(), operations=[work]))
+        exposed = cost.of("fsdp collectives, exposed").seconds
+        if part_name:
+            assert exposed == pytest.approx(seconds, rel=1e-12)
+            (slowed,) = [part for part in cost.parts if part.name == "work slowed by overlap"]
+            assert slowed.time.seconds == pytest.approx(LOST_BESIDE[0] * whole * 7 / 8, rel=1e-12)
+        else:
+            assert exposed > 0.99 * whole
+    # Negative control: the same collectives awaited where they are issued.
+    awaited = step_cost(DERECHO, MESH, trace(entry(is_async=False), operations=[LONG]))
+    overlapped = step_cost(DERECHO, MESH, trace(entry(), operations=[LONG]))
+    assert awaited.step.seconds > overlapped.step.seconds + 0.7 * whole
+
+
+def test_awaited_collectives_hide_others_on_another_link_only():
+    awaited = entry("all_reduce", "tp", 256 * MIB, 100, False)
+    across = step_cost(DERECHO, MESH, trace(entry(), awaited))  # fsdp on the network, tp on NVLink
+    inside = step_cost(DERECHO, {"fsdp": 2, "tp": 2}, trace(entry(), awaited))  # both on NVLink
+    assert across.of("fsdp collectives, exposed").seconds < 0.2 * across.collectives[0].time.seconds
+    assert inside.of("fsdp collectives, exposed").seconds == pytest.approx(inside.collectives[0].time.seconds)
+
+
+def test_work_of_another_pass_hides_nothing():
+    cost = step_cost(DERECHO, MESH, trace(entry(pass_="backward"), operations=[LONG]))
+    assert cost.of("fsdp collectives, exposed").seconds == pytest.approx(cost.collectives[0].time.seconds)
+
+
+@pytest.mark.parametrize(
+    ("group", "link"), [(Group(4), "nvlink"), (Group(8, 8, 4), "network"), (Group(8, 2), "both"), (Group(1), "nvlink")]
+)
+def test_link_of_a_group(group, link):
+    assert link_of(group) == link
+
+
+def test_wire_bytes_count_every_call():
+    cost = step_cost(DERECHO, MESH, trace(entry("all_reduce", "tp", 1000, 3, False)))
+    assert cost.collectives[0].wire_bytes == 3 * 1000 * 2 * 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("mesh", "says"),
+    [
+        ({"fsdp": 128, "tp": 4}, "mesh fsdp=128,tp=4 has 512 GPUs: derecho has 328 (82 nodes of 4)"),
+        ({"fsdp": 2, "tp": 3}, "groups lie unevenly on nodes of 4 GPUs; take sizes of the inner axes that divide 4"),
+        ({"fsdp": 0, "tp": 4}, "axis 'fsdp' must be of size 1 or more"),
+    ],
+)
+def test_a_mesh_that_the_machine_cannot_hold_is_said(mesh, says):
+    with pytest.raises(CostError) as caught:
+        check_mesh(DERECHO, mesh)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_kind_of_operation_is_said():
+    with pytest.raises(CostError, match="kind 'sort'"):
+        step_cost(DERECHO, MESH, trace(operations=[Operation("forward", "sort")]))
+
+
+def test_more_of_anything_takes_longer():
+    base = step_cost(DERECHO, MESH, llama_step()).step.seconds
+    for more in (
+        {"seq": 8192},
+        {"batch": 16},
+        {"sizes": {"L": 33, "D": 4096, "H": 32, "K": 8, "E": 128, "F": 14336, "V": 128256}},
+    ):
+        assert step_cost(DERECHO, MESH, llama_step(**more)).step.seconds > base
+    half = replace(DERECHO, nics_per_node=2)
+    wide = {"fsdp": 64, "tp": 4}
+    known = llama_step(mesh=wide, batch=64)
+    assert step_cost(half, wide, known).step.seconds > step_cost(DERECHO, wide, known).step.seconds
+
+
+def test_fit_says_how_much_is_spare_or_lacking():
+    memory = llama_step().memory
+    fit = fit_of(DERECHO, memory)
+    assert fit.fits
+    assert fit.spare_bytes == DERECHO.gpu.memory_bytes - RESERVED_BYTES - memory.total
+    short = fit_of(DERECHO, replace(memory, total=int(DERECHO.gpu.memory_bytes)))
+    assert not short.fits
+    assert short.spare_bytes == -RESERVED_BYTES
