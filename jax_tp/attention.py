@@ -75,14 +75,17 @@ class Heads:
     rope_theta: float | None  # None: no rotary embedding
 
 
-def check_heads(num_heads: int, num_kv_heads: int, tp: int) -> None:
+def check_heads(num_heads: int, num_kv_heads: int, size: int, axis: str = "tp") -> None:
     """Raises ValueError if the devices cannot have whole heads, each with the keys that it reads."""
     if num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}: take a divisor")
-    if num_kv_heads % tp:
-        fits = [size for size in range(1, num_kv_heads + 1) if num_kv_heads % size == 0]
-        shared = f", or replicated_kv with kv={num_kv_heads},rep={tp // num_kv_heads}" if tp % num_kv_heads == 0 else ""
-        raise ValueError(f"tp={tp} does not divide num_kv_heads={num_kv_heads}: tp in {fits} would work{shared}")
+    if num_kv_heads % size:
+        fits = [way for way in range(1, num_kv_heads + 1) if num_kv_heads % way == 0]
+        is_shared = axis == "tp" and size % num_kv_heads == 0
+        shared = f", or replicated_kv with kv={num_kv_heads},rep={size // num_kv_heads}" if is_shared else ""
+        raise ValueError(
+            f"{axis}={size} does not divide num_kv_heads={num_kv_heads}: {axis} in {fits} would work{shared}"
+        )
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: Heads) -> jax.Array:

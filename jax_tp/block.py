@@ -22,7 +22,8 @@ https://arxiv.org/abs/2302.13971.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -50,25 +51,33 @@ PLANS = {
 class Block(nnx.Module):
     """The sublayers in the given style; what lies between them, norms and residuals, has the layout of x."""
 
+    layers: ClassVar[Mapping[str, ModuleType]] = {"norm": norm, "attention": attention, "mlp": mlp, "swiglu": swiglu}
+
     def __init__(
         self,
         mesh: Mesh,
         style: str,
         plan: Plan,
         state: State,
-        heads: Mapping[str, Any],
-        normalisation: Mapping[str, Any],
+        num_heads: int,
+        num_kv_heads: int,
+        causal: bool,
+        rope_theta: float | None,
+        norm_kind: str,
+        eps: float,
         activation: str,
-        is_post_norm: bool,
+        is_post_norm: bool = False,
     ) -> None:
-        self.is_post_norm, plans = is_post_norm, plan.children
-        self.norm1 = norm.build(mesh, style, plans["norm1"], child(state, "norm1"), **normalisation)
-        self.attention = attention.build(mesh, style, plans["attention"], child(state, "attention"), **heads)
-        self.norm2 = norm.build(mesh, style, plans["norm2"], child(state, "norm2"), **normalisation)
+        self.is_post_norm, plans, layers = is_post_norm, plan.children, self.layers
+        heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "causal": causal, "rope_theta": rope_theta}
+        normalisation = {"kind": norm_kind, "eps": eps}
+        self.norm1 = layers["norm"].build(mesh, style, plans["norm1"], child(state, "norm1"), **normalisation)
+        self.attention = layers["attention"].build(mesh, style, plans["attention"], child(state, "attention"), **heads)
+        self.norm2 = layers["norm"].build(mesh, style, plans["norm2"], child(state, "norm2"), **normalisation)
         if activation == "swiglu":
-            self.mlp = swiglu.build(mesh, style, plans["swiglu"], child(state, "mlp"))
+            self.mlp = layers["swiglu"].build(mesh, style, plans["swiglu"], child(state, "mlp"))
         else:
-            self.mlp = mlp.build(mesh, style, plans["mlp"], child(state, "mlp"), activation)
+            self.mlp = layers["mlp"].build(mesh, style, plans["mlp"], child(state, "mlp"), activation)
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         if self.is_post_norm:
@@ -81,24 +90,10 @@ class Block(nnx.Module):
 STYLES = {"auto": Block, "typed": Block, "manual": Block}
 
 
-def build(
-    mesh: Mesh,
-    style: str,
-    plan: Plan,
-    state: State,
-    num_heads: int,
-    num_kv_heads: int,
-    causal: bool,
-    rope_theta: float | None,
-    norm_kind: str,
-    eps: float,
-    activation: str,
-    is_post_norm: bool = False,
-) -> nnx.Module:
+def build(mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
     """The block in one of the three styles; `state`: those of norm1, attention, norm2 and mlp, under these names.
 
-    activation: of the MLP, or "swiglu" for the gated one. Raises ValueError as `attention.build` does.
+    options: those of `Block`; activation: of the MLP, or "swiglu" for the gated one. Raises ValueError as
+    `attention.build` does.
     """
-    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "causal": causal, "rope_theta": rope_theta}
-    normalisation = {"kind": norm_kind, "eps": eps}
-    return STYLES[style](mesh, style, plan, state, heads, normalisation, activation, is_post_norm)
+    return STYLES[style](mesh, style, plan, state, **options)

@@ -16,7 +16,12 @@ from torch_tp import (
     swiglu,
     tied,
 )
+from torch_tp.grid import attention as grid_attention
+from torch_tp.grid import block as grid_block
+from torch_tp.grid import linear as grid_linear
 from torch_tp.grid import matmul
+from torch_tp.grid import mlp as grid_mlp
+from torch_tp.grid import norm as grid_norm
 from torch_tp.models import bert, gpt, llama, vit
 
 LAYERS = {
@@ -25,7 +30,12 @@ LAYERS = {
     "fused_attention": fused_attention,
     "replicated_kv": replicated_kv,
     "linear": linear,
+    "grid.attention": grid_attention,
+    "grid.block": grid_block,
+    "grid.linear": grid_linear,
     "grid.matmul": matmul,
+    "grid.mlp": grid_mlp,
+    "grid.norm": grid_norm,
     "mlp": mlp,
     "norm": norm,
     "swiglu": swiglu,

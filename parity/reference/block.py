@@ -16,6 +16,12 @@ def child(params: Arrays, name: str) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): value for key, value in params.items() if key.startswith(f"{name}.")}
 
 
+def feed_forward(params: Arrays, batch: Arrays, options: Options) -> Any:
+    """The MLP, or the gated one if `activation` is "swiglu"."""
+    formula = swiglu if options["activation"] == "swiglu" else mlp
+    return formula(params, batch, options)
+
+
 def block(params: Arrays, batch: Arrays, options: Options) -> Any:
     """h = x + attention(norm1(x)), y = h + mlp(norm2(h)); `is_post_norm`: h = norm1(x + attention(x)), ..."""
     x = batch["x"]
@@ -27,8 +33,7 @@ def block(params: Arrays, batch: Arrays, options: Options) -> Any:
         return attention(child(params, "attention"), {"x": value}, options)
 
     def fed_forward(value: Any) -> Any:
-        formula = swiglu if options["activation"] == "swiglu" else mlp
-        return formula(child(params, "mlp"), {"x": value}, options)
+        return feed_forward(child(params, "mlp"), {"x": value}, options)
 
     if options.get("is_post_norm", False):
         h = normed("norm1", x + attended(x))

@@ -10,7 +10,7 @@ from autograd import value_and_grad
 from autograd.differential_operators import make_vjp
 
 from parity.reference.attention import attention, fused_attention
-from parity.reference.block import block, child
+from parity.reference.block import block, child, feed_forward
 from parity.reference.cross_entropy import cross_entropy
 from parity.reference.embedding import embedding
 from parity.reference.formula import Arrays, Formula, Options
@@ -33,7 +33,12 @@ LAYERS: dict[str, Formula] = {
     "fused_attention": fused_attention,
     "replicated_kv": attention,
     "linear": linear,
+    "grid.attention": attention,
+    "grid.block": block,
+    "grid.linear": linear,
     "grid.matmul": linear,
+    "grid.mlp": feed_forward,
+    "grid.norm": norm,
     "mlp": mlp,
     "norm": norm,
     "swiglu": swiglu,
