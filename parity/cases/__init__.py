@@ -93,11 +93,37 @@ SUITES: dict[str, tuple[Selection, ...]] = {
     # program is there already.
     "standard": (
         Selection(
-            meshes=({"tp": 2}, GRIDS[0], SHARED_KEYS[0], *HYBRIDS[:2]),
+            meshes=({"tp": 2}, SHARED_KEYS[0], *HYBRIDS[:2]),
             numerics=("float64", "bfloat16", "exact-bfloat16"),
             variants=TYPICAL,
         ),
         Selection(meshes=({"tp": 4},), numerics=("float64", "train-float64"), variants=TYPICAL),
+        # On grids the product by every algorithm; of the layers what a block has not got, and blocks.
+        Selection(
+            meshes=GRIDS[:1],
+            numerics=("float64", "bfloat16", "exact-bfloat16"),
+            variants=TYPICAL,
+            layers=("grid.matmul",),
+        ),
+        Selection(
+            meshes=GRIDS[:1],
+            numerics=("float64", "bfloat16"),
+            variants=("gpt", "llama"),
+            plans=("summa",),
+            layers=("grid.block",),
+        ),
+        Selection(meshes=GRIDS[:1], numerics=("float64",), variants=("gpt",), plans=("stationary", "cannon")),
+        # Sides that differ, and odd ones.
+        Selection(
+            meshes=GRIDS[1:],
+            numerics=("float64",),
+            variants=("panel5", "plain"),
+            plans=("summa", "cannon"),
+            layers=("grid.matmul",),
+        ),
+        Selection(
+            meshes=GRIDS[1:], numerics=("float64",), variants=("llama",), plans=("summa",), layers=("grid.block",)
+        ),
     ),
     # Everything, on one device and on an odd number of them too.
     "full": (

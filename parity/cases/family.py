@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ class Selection:
     numerics: tuple[str, ...]
     variants: tuple[str, ...] | None = None
     plans: tuple[str, ...] | None = None
+    layers: tuple[str, ...] | None = None  # globs
     dims: Mapping[str, int] | None = None  # in place of the family's own sizes
     seeds: tuple[int, ...] = (0,)
 
@@ -97,6 +99,8 @@ class Selection:
 def cases_of(family: Family, selection: Selection) -> Iterator[Case]:
     """Every case of the family that is selected. Raises CaseError for a mesh or a size that the plan cannot have."""
     if selection.plans is not None and family.plan not in selection.plans:
+        return
+    if selection.layers is not None and not any(fnmatch.fnmatchcase(family.layer, glob) for glob in selection.layers):
         return
     for variant in family.variants:
         if selection.variants is not None and variant.name not in selection.variants:
