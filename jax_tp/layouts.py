@@ -38,7 +38,7 @@ def child(state: State, name: str) -> State:
 
 
 def place(array: np.ndarray | jax.ShapeDtypeStruct, mesh: Mesh, spec: P) -> jax.Array | jax.ShapeDtypeStruct:
-    """The global array (the same in every process) on the mesh; each process keeps its shard, nothing is sent."""
+    """The global array (the same in every process) on the mesh; each process keeps its shards, nothing is sent."""
     sharding = NamedSharding(mesh, spec)
     if isinstance(array, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
@@ -56,8 +56,8 @@ def named_parameters(params: nnx.State) -> dict[str, nnx.Param]:
     return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(params)}
 
 
-def describe(array: jax.Array) -> tuple[np.ndarray, list[tuple[int, int]], list[str]]:
-    """The shard of this process: its values, its [start, stop) in each dim, and the axes over which it is partial."""
-    (shard,) = array.addressable_shards
+def describe(array: jax.Array, device: jax.Device) -> tuple[np.ndarray, list[tuple[int, int]], list[str]]:
+    """The shard on a device: its values, its [start, stop) in each dim, and the axes over which it is partial."""
+    (shard,) = (shard for shard in array.addressable_shards if shard.device == device)
     index = [part.indices(size)[:2] for part, size in zip(shard.index, array.shape, strict=True)]
     return np.asarray(shard.data), index, list(array.sharding.spec.unreduced)

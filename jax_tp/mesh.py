@@ -1,4 +1,4 @@
-"""Join the group of processes (one a device) and build the device mesh from named axes."""
+"""Join the group of processes, one or several devices each, and build the device mesh from named axes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ def read_rank(names: tuple[str, ...], default: int) -> int:
     return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
-def join(device: str) -> tuple[int, int]:
+def join(device: str, local_devices: int = 1) -> tuple[int, int]:
     """Join the group over gloo (cpu) or NCCL (cuda); returns (rank, number of processes).
+
+    local_devices: how many this process drives. On the CPU any number, so that one process can have them all: it
+    compiles a program once, as JAX does for the GPUs of a node, and needs no group.
 
     MASTER_ADDR and MASTER_PORT name the meeting point (this machine, port 29500, if unset).
     Raises RuntimeError when there is no such device.
@@ -30,7 +33,10 @@ def join(device: str) -> tuple[int, int]:
     rank, world = read_rank(RANK_VARIABLES, 0), read_rank(WORLD_VARIABLES, 1)
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
     jax.config.update("jax_platforms", device)
-    local = {"cpu": None, "cuda": [read_rank(LOCAL_RANK_VARIABLES, 0)]}[device]
+    if device == "cpu":
+        jax.config.update("jax_num_cpu_devices", local_devices)
+    first = read_rank(LOCAL_RANK_VARIABLES, 0) * local_devices
+    local = {"cpu": None, "cuda": list(range(first, first + local_devices))}[device]
     jax.distributed.initialize(f"{host}:{port}", num_processes=world, process_id=rank, local_device_ids=local)
     try:
         jax.local_devices()

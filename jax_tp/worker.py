@@ -1,4 +1,4 @@
-"""Cases in, results out: `python -m jax_tp.worker RUN ORDERS`, one process a device.
+"""Cases in, results out: `python -m jax_tp.worker RUN ORDERS`, one process a device, or one for several of a node.
 
 RUN is the directory of the run, ORDERS a file with the ids of the cases to do. What comes out is in `parity.contract`.
 With `--role measure` the ids name collectives to time, KIND/RANKS/BYTES.
@@ -52,6 +52,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device_name(),
         "backend": backend_name(device),
         "num_processes": jax.process_count(),
+        "num_devices": jax.device_count(),
         "num_threads": len(os.sched_getaffinity(0)),
         "default_matmul_precision": jax.config.jax_default_matmul_precision,
         "enable_x64": jax.config.jax_enable_x64,
@@ -65,29 +66,28 @@ def device_name() -> str:
 
 
 def backend_name(device: str) -> str:
-    """Who carries the collectives."""
-    return {"cpu": jax.config.jax_cpu_collectives_implementation, "cuda": "nccl"}[device]
+    """Who carries the collectives; on the CPU, XLA itself does between the devices of one process."""
+    if device == "cuda":
+        return "nccl"
+    return "xla" if jax.process_count() == 1 else str(jax.config.jax_cpu_collectives_implementation)
 
 
-def run_case(case: Case, run: Path, rank: int, device: str) -> Result:
-    """Do the case's task on the devices of the mesh, write the shards of this rank."""
+def run_case(case: Case, run: Path, device: str) -> list[Result]:
+    """Do the case's task on the devices of the mesh, write the shards of those of this process."""
     mesh = make_mesh(case.mesh, AXIS_TYPES[case.style])
     arrays = load_arrays(run / "inputs" / f"{case.inputs}.safetensors")
     is_new = case.program not in PROGRAM
     with jax.set_mesh(mesh):
         done = TASKS[case.task](case, mesh, arrays)
-    shards, file = write_shards(done.tensors, case, run, rank)
-    return Result(
-        case=case.id,
-        rank=rank,
-        coordinates=coordinates(mesh),
-        shards=shards,
-        timing=Timing(
-            done.cold_s if is_new else None, done.steady_s, done.repeats, device_name(), backend_name(device)
-        ),
-        arrays=file,
-        hlo=write_hlo(PROGRAM[case.program], case, run, device) if rank == 0 and is_new else None,
-    )
+    cold_s = done.cold_s if is_new else None
+    timing = Timing(cold_s, done.steady_s, done.repeats, device_name(), backend_name(device))
+    results = []
+    for rank, place in enumerate(mesh.devices.flat):
+        if place in jax.local_devices():
+            shards, file = write_shards(done.tensors, case, run, rank, place)
+            hlo = write_hlo(PROGRAM[case.program], case, run, device) if rank == 0 and is_new else None
+            results.append(Result(case.id, rank, coordinates(mesh, rank), shards, timing, file, hlo=hlo))
+    return results
 
 
 def trace_case(case: Case, run: Path, skipped: str | None) -> Trace:
@@ -112,18 +112,20 @@ def measure_collective(case_id: str, rank: int, device: str) -> Measured:
     return Measured(case_id, rank, tuple(measure(kind, int(payload_bytes), device)))
 
 
-def coordinates(mesh: Mesh) -> dict[str, int]:
-    """Where on the mesh the device of this process is."""
-    where = np.argwhere(mesh.device_ids == jax.local_devices()[0].id)[0]
+def coordinates(mesh: Mesh, rank: int) -> dict[str, int]:
+    """Where on the mesh the device of this rank is."""
+    where = np.unravel_index(rank, mesh.devices.shape)
     return dict(zip(mesh.axis_names, map(int, where), strict=True))
 
 
-def write_shards(tensors: dict[str, jax.Array], case: Case, run: Path, rank: int) -> tuple[dict[str, Shard], str]:
-    """Write the values that this rank holds; returns where each lies in the whole, and the name of the file."""
+def write_shards(
+    tensors: dict[str, jax.Array], case: Case, run: Path, rank: int, place: jax.Device
+) -> tuple[dict[str, Shard], str]:
+    """Write the values that a rank's device holds; returns where each lies in the whole, and the name of the file."""
     shards: dict[str, Shard] = {}
     values: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
-        values[name], index, partial = describe(tensor)
+        values[name], index, partial = describe(tensor, place)
         shards[name] = Shard(tuple(tensor.shape), tuple(index), values[name].dtype.name, tuple(partial))
     file = f"{case.id.replace('/', '.')}.rank{rank}.safetensors"
     save_arrays(run / "jax" / "arrays" / file, values)
@@ -161,6 +163,7 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("orders", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--local-devices", type=int, default=1, help="that this process drives")
     parser.add_argument("--role", choices=["ranks", "trace", "measure"], default="ranks")
     arguments = parser.parse_args()
     watch_launcher()
@@ -171,7 +174,7 @@ def main() -> int:
         jax.config.update("jax_platforms", "cpu")
         rank, skipped = 0, why_no_a100_compiler()
     else:
-        rank, _ = join(arguments.device)
+        rank, _ = join(arguments.device, arguments.local_devices)
     cases = {} if measuring else read_cases(arguments.run)
     log = EventLog(arguments.run / "jax" / ("trace.jsonl" if tracing else f"rank{rank}.jsonl"))
     log.append("hello", environment=environment("cpu" if tracing else arguments.device))
@@ -181,10 +184,10 @@ def main() -> int:
             if tracing:
                 log.append("trace", trace=trace_case(cases[case_id], arguments.run, skipped).to_json())
             elif measuring:
-                log.append("result", result=measure_collective(case_id, rank, arguments.device).to_json())
+                log.append("result", results=[measure_collective(case_id, rank, arguments.device).to_json()])
             else:
-                result = run_case(cases[case_id], arguments.run, rank, arguments.device)
-                log.append("result", result=result.to_json())
+                results = run_case(cases[case_id], arguments.run, arguments.device)
+                log.append("result", results=[result.to_json() for result in results])
         except Exception as error:
             traceback.print_exc()
             log.append("error", case=case_id, message=f"{type(error).__name__}: {error}".splitlines()[0])

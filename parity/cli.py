@@ -94,6 +94,9 @@ def run(
     dtype: Dtypes = None,
     dims: Dims = None,
     device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
+    process_a_device: Annotated[
+        bool, typer.Option("--process-a-device", help="JAX on the CPU: not one process for all, but as on GPUs.")
+    ] = False,
     seed: Seed = 0,
     num_seeds: Annotated[int, typer.Option(min=1, help="Run every case with this many seeds, from --seed on.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Directory of the run [default: runs/<time>].")] = None,
@@ -115,6 +118,7 @@ def run(
                 raise RefusedError("--resume does what is left of a run: leave out GLOBs, --suite, --out ...")
             directory, previous = resume, read_run(resume)
             cases, device = previous.cases, previous.settings["device"]
+            process_a_device = previous.settings["process_a_device"]
             for framework in FRAMEWORKS:
                 retry_errors(directory, framework)
         else:
@@ -122,10 +126,11 @@ def run(
             seeds = range(seed, seed + num_seeds)
             names = globs or []
             cases = select(make_selection(suite, names, mesh or [], dtype or [], dims, seeds), names)
-            start_run(directory, cases, {"device": device, "seed": seed, "arguments": sys.argv[1:]})
+            settings = {"device": device, "process_a_device": process_a_device, "seed": seed}
+            start_run(directory, cases, {**settings, "arguments": sys.argv[1:]})
         try:
             with progress_of(cases, commands, device, case_limit) as on_event:
-                execute(directory, cases, commands, device, case_limit, on_event)
+                execute(directory, cases, commands, device, case_limit, on_event, process_a_device)
         except KeyboardInterrupt:
             error_console.print(f"interrupted: `parity run --resume {directory}` does the rest", soft_wrap=True)
             raise typer.Exit(130) from None

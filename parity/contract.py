@@ -143,7 +143,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Result:
-    """What one rank says of one case. The arrays themselves are in `arrays`, keyed as `shards` is."""
+    """What the device of one rank says of one case. The arrays themselves are in `arrays`, keyed as `shards` is."""
 
     case: str
     rank: int

@@ -1,8 +1,9 @@
-"""Run cases in a group of worker processes, one a rank, and outlive their crashes and hangs.
+"""Run cases in a group of worker processes, a rank each, and outlive their crashes and hangs.
 
 A worker is `<python> -m torch_tp.worker RUN_DIR ORDERS_FILE --device cpu|cuda` (or jax_tp.worker), told its place by
 torchrun's environment variables. It reads the case ids from ORDERS_FILE and appends events to
 `<framework>/rank<r>.jsonl`: "hello" once the group has met, then "start" and "result" for each case, or "error".
+A process may drive several devices (JAX on the CPU): then its "result" holds one result for each.
 When a rank fails, the whole group is ended, the case is charged with an error in `<framework>/launcher.jsonl`, and a
 new group does the rest. Only those errors are final; a rank's own "error" event may be the echo of a lost peer.
 """
@@ -35,7 +36,7 @@ EXIT_LIMIT_S = 10.0  # for a group to exit after its last result
 
 @dataclass(frozen=True)
 class Group:
-    """What to start: `world` processes of one framework, or the one that only traces."""
+    """What to start: the processes of one framework that drive `world` devices, or the one that only traces."""
 
     framework: str
     role: str  # "ranks" or "trace"; "trace" has world 1
@@ -44,6 +45,12 @@ class Group:
     device: str  # "cpu" or "cuda"
     case_limit_s: float  # how long a rank may say nothing once it has said hello
     start_limit_s: float  # how long a rank may take to say hello
+    local_devices: int = 1  # that each process drives
+
+    @property
+    def processes(self) -> int:
+        """How many ranks there are."""
+        return self.world // self.local_devices
 
 
 @dataclass(frozen=True)
@@ -81,12 +88,12 @@ def run_group(run_dir: Path, group: Group, case_ids: Sequence[str], on_event: Ca
                 run.charge(orders, failure)
 
 
-def done_cases(run_dir: Path, framework: str, role: str, world: int) -> set[str]:
+def done_cases(run_dir: Path, framework: str, role: str, processes: int) -> set[str]:
     """Cases that need no (further) run, from the files alone: every rank has a result, or the launcher gave them up."""
     folder = run_dir / framework
     finished = [
         {case for event in read_events(folder / f"{name}.jsonl") if (case := finished_case(event)) is not None}
-        for name in _log_names(role, world)
+        for name in _log_names(role, processes)
     ]
     errors: set[str] = set()
     for event in read_events(folder / "launcher.jsonl"):
@@ -115,7 +122,7 @@ class _Run:
     def mend_logs(self) -> None:
         """Cut off lines that a crash left without an end: the next line appended would make them unreadable."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (*_log_names(self.group.role, self.group.world), "launcher"):
+        for name in (*_log_names(self.group.role, self.group.processes), "launcher"):
             path = self.folder / f"{name}.jsonl"
             if path.exists():
                 content = path.read_bytes()
@@ -123,7 +130,7 @@ class _Run:
                     os.truncate(path, content.rfind(b"\n") + 1)
 
     def undone(self, case_ids: Sequence[str]) -> list[str]:
-        done = done_cases(self.run_dir, self.group.framework, self.group.role, self.group.world)
+        done = done_cases(self.run_dir, self.group.framework, self.group.role, self.group.processes)
         return [case for case in dict.fromkeys(case_ids) if case not in done]
 
     def charge(self, cases: Sequence[str], failure: Failure) -> None:
@@ -155,11 +162,13 @@ class _Run:
         group = self.group
         orders_file = self.folder / f"{group.role}-orders.json"
         orders_file.write_text(json.dumps({"case_ids": list(orders)}), encoding="utf-8")
-        flags = ("--device", group.device) if group.role == "ranks" else ("--role", "trace")
+        flags = ["--device", group.device] if group.role == "ranks" else ["--role", "trace"]
+        if group.local_devices > 1:
+            flags += ["--local-devices", str(group.local_devices)]
         command = (*group.command, str(self.run_dir), str(orders_file), *flags)
         port = _free_port()
-        for rank, name in enumerate(_log_names(group.role, group.world)):
-            environment = _rank_environment(rank, group.world, port)
+        for rank, name in enumerate(_log_names(group.role, group.processes)):
+            environment = _rank_environment(rank, group.processes, port)
             log, err = self.folder / f"{name}.jsonl", self.folder / f"{name}.err"
             try:
                 workers.append(Worker(rank, command, environment, orders, log, err))
@@ -215,8 +224,8 @@ class _Run:
                 self.record("warning", None, message, last_lines(worker))
 
 
-def _log_names(role: str, world: int) -> list[str]:
-    return ["trace"] if role == "trace" else [f"rank{rank}" for rank in range(world)]
+def _log_names(role: str, processes: int) -> list[str]:
+    return ["trace"] if role == "trace" else [f"rank{rank}" for rank in range(processes)]
 
 
 def _silence_s(worker: Worker) -> float:

@@ -51,18 +51,26 @@ def start_run(directory: Path, cases: Sequence[Case], settings: Mapping[str, Any
 
 
 def groups(
-    cases: Sequence[Case], commands: Mapping[str, Command], device: str, case_limit_s: float
+    cases: Sequence[Case],
+    commands: Mapping[str, Command],
+    device: str,
+    case_limit_s: float,
+    process_a_device: bool = False,
 ) -> Iterator[tuple[Group, list[str]]]:
     """The worker groups with the cases of each, one after the other: both frameworks at once would disturb each other.
 
-    One group for each framework and number of devices, then the one process that compiles for A100s.
+    One group for each framework and number of devices, then the one process that compiles for A100s. In JAX one process
+    drives all devices of the CPU, and compiles a program once for all: unless `process_a_device`, as it is on GPUs.
     """
     by_world = defaultdict(list)
     for case in cases:
         by_world[case.num_devices].append(case.id)
     for framework in FRAMEWORKS:
+        alone = framework == "jax" and device == "cpu" and not process_a_device
         for world, case_ids in sorted(by_world.items()):
-            yield Group(framework, "ranks", world, commands[framework], device, case_limit_s, START_LIMIT_S), case_ids
+            local = world if alone else 1
+            group = Group(framework, "ranks", world, commands[framework], device, case_limit_s, START_LIMIT_S, local)
+            yield group, case_ids
     programs = list({case.program: case.id for case in reversed(cases)}.values())[::-1]
     yield Group("jax", "trace", 1, commands["jax"], "cpu", case_limit_s, START_LIMIT_S), programs
 
@@ -80,11 +88,12 @@ def execute(
     device: str,
     case_limit_s: float,
     on_event: Callable[[Progress], None],
+    process_a_device: bool = False,
 ) -> None:
     """Run what is not done yet of the cases, and write all results into the directory."""
     log = EventLog(directory / "groups.jsonl")
     log.append("begin")
-    for group, case_ids in groups(cases, commands, device, case_limit_s):
+    for group, case_ids in groups(cases, commands, device, case_limit_s, process_a_device):
         log.append("group", framework=group.framework, role=group.role, world=group.world)
         run_group(directory, group, case_ids, on_event)
     log.append("end")

@@ -132,9 +132,9 @@ def _read_answers(folder: Path) -> Answers:
             if event["event"] == "hello":
                 answers.environment = answers.environment or event["environment"]
             elif event["event"] == "result":
-                result = Result.from_json(event["result"])
-                others = [kept for kept in answers.results.get(result.case, []) if kept.rank != result.rank]
-                answers.results[result.case] = [*others, result]
+                for result in map(Result.from_json, event["results"]):
+                    others = [kept for kept in answers.results.get(result.case, []) if kept.rank != result.rank]
+                    answers.results[result.case] = [*others, result]
     for event in read_events(folder / "trace.jsonl"):
         if event["event"] == "trace":
             trace = Trace.from_json(event["trace"])

@@ -39,7 +39,7 @@ def time_spent(directory: Path) -> Spent:
         inside = (group["time_s"], following["time_s"])
         events = [e for e in read_events(directory / group["framework"] / name) if inside[0] < e["time_s"] < inside[1]]
         start_s += sum(_starts(events, group["time_s"]))
-        first_steps_s += sum(e["result"]["timing"]["cold_s"] or 0.0 for e in events if e["event"] == "result")
+        first_steps_s += sum(e["results"][0]["timing"]["cold_s"] or 0.0 for e in events if e["event"] == "result")
         a100_s += sum(_traces(events))
     return Spent(start_s, first_steps_s, a100_s, marks[-1]["time_s"] - marks[0]["time_s"])
 

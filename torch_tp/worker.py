@@ -127,7 +127,7 @@ def main() -> int:
             log.append("error", case=case_id, message=f"{type(error).__name__}: {error}".splitlines()[0])
             sys.stderr.flush()
             os._exit(1)  # leaving in order would wait for peers that wait for us
-        log.append("result", result=result.to_json())
+        log.append("result", results=[result.to_json()])
     leave()
     return 0
 

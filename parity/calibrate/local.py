@@ -65,12 +65,15 @@ def calibrate_local(
 
     measurements: list[Measurement] = []
     for number in ranks:
-        group = Group(framework, "ranks", number, (*command, "--role", "measure"), device, CALLS_LIMIT_S, START_LIMIT_S)
+        local = number if framework == "jax" and device == "cpu" else 1  # as `parity run` does it
+        measure = (*command, "--role", "measure")
+        group = Group(framework, "ranks", number, measure, device, CALLS_LIMIT_S, START_LIMIT_S, local)
         run_group(directory, group, questions(number, device), listen)
-    logs = [read_events(directory / framework / f"rank{rank}.jsonl") for rank in range(max(ranks))]
+    logs = [read_events(path) for path in sorted((directory / framework).glob("rank*.jsonl"))]
     environment = next(event["environment"] for event in logs[0] if event["event"] == "hello")
     source = source_of(framework, environment)
-    measurements = combine([event["result"] for log in logs for event in log if event["event"] == "result"], source)
+    events = [event for log in logs for event in log if event["event"] == "result"]
+    measurements = combine([result for event in events for result in event["results"]], source)
     return calibrate(measurements, name, base, source)
 
 

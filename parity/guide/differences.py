@@ -28,19 +28,22 @@ OBSERVED = "PyTorch's collectives are seen as they are dispatched, JAX's read fr
 COMPILED = "A JAX step is a pure function that is compiled ahead of time, with layouts for its outputs."
 A100 = "XLA can compile for GPUs that are not there; what PyTorch dispatches does not depend on the device."
 
+DEVICES = "A PyTorch process has one device, a JAX process all that it is given: of a node, or on the CPU all."
+
 SHARE = "`fully_shard` and `replicate` work on any module in any style; in JAX the styles say it in their own ways."
 
 DIFFERENCES = (
     Difference(
         "mesh.py", "fake_group", "num_devices", "", "JAX compiles for devices that are not there: `a100_devices`."
     ),
+    Difference("mesh.py", "join", "device", "device, local_devices", DEVICES),
     Difference("mesh.py", "make_mesh", "axes, device", "axes, axis_type, devices", DEVICE),
     Difference("layouts.py", "to_tensor", "array, device", "", "JAX takes NumPy arrays as they are."),
     Difference("layouts.py", "to_numpy", "tensor", "", "JAX arrays convert to NumPy as they are."),
     Difference("layouts.py", "place", "array, mesh, placement", "array, mesh, spec", LAYOUT_WORDS),
     Difference("layouts.py", "canonical", "name, tensor", "", TRANSPOSED),
     Difference("layouts.py", "named_parameters", "", "params", "nn.Module has a method of this name."),
-    Difference("layouts.py", "describe", "tensor", "array", "DTensors are tensors, jax.Arrays are arrays."),
+    Difference("layouts.py", "describe", "tensor", "array, device", DEVICES),
     Difference(
         "collectives.py",
         "map_shards",
@@ -151,6 +154,8 @@ DIFFERENCES = (
     Difference("tasks.py", "one_step", "case, mesh, arrays, device", "case, mesh, arrays", "As for time_step."),
     Difference("tasks.py", "training", "case, mesh, arrays, device", "case, mesh, arrays", "As for time_step."),
     Difference("worker.py", "trace_case", "", "case, run, skipped", A100),
-    Difference("worker.py", "coordinates", "", "mesh", "DeviceMesh.get_coordinate."),
+    Difference("worker.py", "coordinates", "", "mesh, rank", "DeviceMesh.get_coordinate."),
+    Difference("worker.py", "run_case", "case, run, rank, device", "case, run, device", DEVICES),
+    Difference("worker.py", "write_shards", "tensors, case, run, rank", "tensors, case, run, rank, place", DEVICES),
     Difference("worker.py", "write_hlo", "", "compiled, case, run, target", COMPILED),
 )

@@ -1,6 +1,6 @@
 """The faults of faulty_worker.py, as replacements of names in jax_tp.
 
-`replacements(fault, rank)` is {name: original -> replacement}; names are looked up in the modules that it lists.
+`replacements(fault)` is {name: original -> replacement}; names are looked up in the modules that it lists.
 A missing all-reduce cannot be written plainly: the types of `shard_map` refuse a varying value where an invariant one
 is due. So the sum is there, and the parts of all devices but the first are missing from it.
 """
@@ -77,10 +77,16 @@ def replicated(original: Any) -> Any:
     return place
 
 
-def other_on_rank_1(original: Any, rank: int) -> Any:
+def other_on_rank_1(original: Any) -> Any:
     def place(array, mesh, spec):  # type: ignore[no-untyped-def]
-        changed = rank == 1 and isinstance(array, np.ndarray) and array.ndim == 3
-        return original(array + 1 if changed else array, mesh, spec)
+        placed = original(array, mesh, spec)
+        if not (isinstance(array, np.ndarray) and array.ndim == 3):
+            return placed
+        shards = [
+            jax.device_put(np.asarray(shard.data) + (shard.device == mesh.devices.flat[1]), shard.device)
+            for shard in placed.addressable_shards
+        ]
+        return jax.make_array_from_single_device_arrays(placed.shape, placed.sharding, shards)
 
     return place
 
@@ -129,7 +135,7 @@ def styles_with(name: str, change: Replace) -> Replace:
     return replace
 
 
-def replacements(fault: str, rank: int) -> dict[str, Replace]:
+def replacements(fault: str) -> dict[str, Replace]:
     return {
         "missing_all_reduce": {"reduce_from_tp": only_first_summed},
         "missing_gradient_all_reduce": {"copy_to_tp": only_first_gradient},
@@ -137,7 +143,7 @@ def replacements(fault: str, rank: int) -> dict[str, Replace]:
         "swapped_shards": {"place": swapped},
         "gelu_tanh_for_erf": {"ACTIVATIONS": tanh_activation},
         "weight_replicated_by_accident": {"place": replicated},
-        "other_input_on_one_rank": {"place": partial(other_on_rank_1, rank=rank)},
+        "other_input_on_one_rank": {"place": other_on_rank_1},
         "one_collective_too_many": {"reduce_from_tp": twice},
         "weights_never_move": {"train_step": of_a_copy},
         "replicated_gradients_counted_tp_times": {"global_norm": summed_over_all},

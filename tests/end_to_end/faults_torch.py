@@ -1,6 +1,6 @@
 """The faults of faulty_worker.py, as replacements of names in torch_tp.
 
-`replacements(fault, rank)` is {name: original -> replacement}; names are looked up in the modules that it lists.
+`replacements(fault)` is {name: original -> replacement}; names are looked up in the modules that it lists.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 Replace = Callable[[Any], Any]
@@ -58,9 +59,9 @@ def replicated(original: Any) -> Any:
     return place
 
 
-def other_on_rank_1(original: Any, rank: int) -> Any:
+def other_on_rank_1(original: Any) -> Any:
     def place(array, mesh, placement):  # type: ignore[no-untyped-def]
-        return original(array + 1 if rank == 1 and array.ndim == 3 else array, mesh, placement)
+        return original(array + 1 if dist.get_rank() == 1 and array.ndim == 3 else array, mesh, placement)
 
     return place
 
@@ -121,7 +122,7 @@ def styles_with(name: str, change: Replace) -> Replace:
     return replace
 
 
-def replacements(fault: str, rank: int) -> dict[str, Replace]:
+def replacements(fault: str) -> dict[str, Replace]:
     return {
         "missing_all_reduce": {"reduce_from_tp": identity},
         "missing_gradient_all_reduce": {"copy_to_tp": identity},
@@ -129,7 +130,7 @@ def replacements(fault: str, rank: int) -> dict[str, Replace]:
         "swapped_shards": {"place": swapped},
         "gelu_tanh_for_erf": {"ACTIVATIONS": tanh_activation},
         "weight_replicated_by_accident": {"place": replicated},
-        "other_input_on_one_rank": {"place": partial(other_on_rank_1, rank=rank)},
+        "other_input_on_one_rank": {"place": other_on_rank_1},
         "one_collective_too_many": {"reduce_from_tp": twice},
         "weights_never_move": optimizer_first(),
         "replicated_gradients_counted_tp_times": {"global_norm": summed_over_all},

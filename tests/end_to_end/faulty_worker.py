@@ -30,11 +30,11 @@ FAULTS = {
 
 
 @contextmanager
-def planted(framework: str, fault: str, rank: int) -> Iterator[None]:
+def planted(framework: str, fault: str) -> Iterator[None]:
     """Replace what makes the fault, in the layers and the optimizer of this framework."""
     names = ("linear", "mlp", "hybrid", "optimizer", "tasks")
     modules = [importlib.import_module(f"{framework}_tp.{name}") for name in names]
-    replacements = importlib.import_module(f"faults_{framework}").replacements(fault, rank)
+    replacements = importlib.import_module(f"faults_{framework}").replacements(fault)
     with ExitStack() as stack:
         for name, make in replacements.items():
             for module in modules:
@@ -48,12 +48,12 @@ def main() -> int:
     worker, tasks = (importlib.import_module(f"{framework}_tp.{name}") for name in ("worker", "tasks"))
 
     def faulty(original):  # type: ignore[no-untyped-def]
-        def run(case, directory, rank, *rest):  # type: ignore[no-untyped-def]
+        def run(case, *rest):  # type: ignore[no-untyped-def]
             getattr(tasks, "PROGRAM", {}).clear()  # the seed, which names the fault, is no part of a program's name
             if case.seed == NO_FAULT:
-                return original(case, directory, rank, *rest)
-            with planted(framework, FAULTS[case.seed], rank):
-                return original(case, directory, rank, *rest)
+                return original(case, *rest)
+            with planted(framework, FAULTS[case.seed]):
+                return original(case, *rest)
 
         return run
 

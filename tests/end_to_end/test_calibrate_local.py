@@ -29,12 +29,12 @@ def test_each_framework_measures_its_mesh_and_becomes_a_machine(tmp_path):
     done = calibrate_here("--name", "mine")
     assert done.exit_code == 0, done.output
     figures = json.loads(done.stdout)
-    for framework, kinds in (("torch", REDUCED | {"broadcast"}), ("jax", REDUCED)):
+    for framework, backend, kinds in (("torch", "gloo", REDUCED | {"broadcast"}), ("jax", "xla", REDUCED)):
         machine = load_machine(tmp_path / f"mine-{framework}.toml")
         assert (tmp_path / f"mine-{framework}.png").exists()
         assert machine.name == f"mine-{framework}"
         assert machine.source.startswith(f"fitted to {framework} ")
-        assert "gloo on cpu" in machine.source
+        assert f"{backend} on cpu" in machine.source
         assert {curve.kind for curve in machine.curves} == kinds
         assert {curve.gpus for curve in machine.curves} == {2}
         assert figures[framework]["totals"][0]["num_points"] == 5 * len(kinds)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from parity.contract import load_arrays
+
 ARGUMENTS = ["run", "linear/row_parallel/bias/*", "mlp/megatron/relu/manual", "--mesh", "tp=2", "--dtype", "float64"]
 # An interpreter in which neither framework, nor the packages that need one, can be imported.
 WITHOUT_FRAMEWORKS = """
@@ -57,10 +59,11 @@ def test_comparison_holds_what_it_promises(run):
             for framework in ("torch", "jax"):
                 error = figures[framework]["error_in_bounds"]
                 assert error == 0 if exact or tensor in ("x", "w", "b") else error < 1
-        for timing in case["timing"].values():
+        for framework, backend in (("torch", "gloo"), ("jax", "xla")):
+            timing = case["timing"][framework]
             assert timing["cold_s"] > 0
             assert timing["steady_s"] > 0
-            assert (timing["device"], timing["backend"]) == ("cpu", "gloo")
+            assert (timing["device"], timing["backend"]) == ("cpu", backend)
 
 
 def test_rounding_is_really_seen_in_float64(run):
@@ -104,7 +107,22 @@ def test_resume_does_only_what_is_left(run):
     assert done.returncode == 0, done.stdout + done.stderr
     events = [json.loads(line) for line in log.read_text().splitlines()[len(kept) - 1 :]]
     assert [event["event"] for event in events] == ["hello", "start", "result"]
-    assert json.loads(kept[-1])["result"]["case"] == events[-1]["result"]["case"]
+    assert json.loads(kept[-1])["results"][0]["case"] == events[-1]["results"][0]["case"]
+
+
+def test_jax_runs_in_a_process_a_device_too(run, tmp_path):
+    """As on GPUs: the same numbers to the bit, in arrays of two processes that gloo connects."""
+    arguments = ("run", "mlp/megatron/relu/manual", "--mesh", "tp=2", "--dtype", "float64", "--process-a-device")
+    done = parity(*arguments, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert comparison["environment"]["jax"]["num_processes"] == 2
+    assert comparison["cases"][0]["timing"]["jax"]["backend"] == "gloo"
+    for rank in range(2):
+        assert len((tmp_path / "out" / "jax" / f"rank{rank}.jsonl").read_text().splitlines()) == 3
+        name = f"mlp.megatron.relu.manual.tp2.float64.rank{rank}.safetensors"
+        mine, theirs = (load_arrays(each / "jax" / "arrays" / name) for each in (run, tmp_path / "out"))
+        assert {key: value.tobytes() for key, value in mine.items()} == {k: v.tobytes() for k, v in theirs.items()}
 
 
 BAD_INPUT = {

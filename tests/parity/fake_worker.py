@@ -47,7 +47,7 @@ def strike(fault, log):
         print("a line that does not say why")
         os.kill(os.getpid(), getattr(signal, fault))
     if fault == "torn":
-        log.write('{"event": "result", "result": {"case')
+        log.write('{"event": "result", "results": [{"case')
         log.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "child":
@@ -109,8 +109,8 @@ def run_case(case, log, peers):
         sys.exit(4)
     if fault == "lag" and not peers[0].recv(1, socket.MSG_PEEK):  # until the peer is in the next case
         raise ConnectionResetError(f"connection of rank {RANK} closed by peer")
-    finished = {"result": {"case": case, "rank": RANK}} if "trace" not in sys.argv else {"trace": {"case": case}}
-    append(log, event=next(iter(finished)), **finished)
+    finished = {"results": [{"case": case, "rank": RANK}]} if "trace" not in sys.argv else {"trace": {"case": case}}
+    append(log, event=next(iter(finished)).rstrip("s"), **finished)
 
 
 def main():

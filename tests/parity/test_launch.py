@@ -39,8 +39,8 @@ def test_every_rank_runs_every_case_in_order(bench):
     bench.run("a", "b", "c", "b", world=3)
     assert bench.cases("result") == bench.cases("start") == ["a", "b", "c"]
     for rank in range(3):
-        results = [event["result"] for event in bench.log(f"rank{rank}") if event["event"] == "result"]
-        assert results == [{"case": case, "rank": rank} for case in "abc"]
+        results = [event["results"] for event in bench.log(f"rank{rank}") if event["event"] == "result"]
+        assert results == [[{"case": case, "rank": rank}] for case in "abc"]
     assert bench.done(world=3) == {"a", "b", "c"}
     assert not (bench.run_dir / "fake" / "launcher.jsonl").exists()
 
@@ -58,6 +58,15 @@ def test_environment_is_that_of_torchrun(bench, monkeypatch):
         assert {name: variables[name] for name in expected} == expected
         assert str(FAKE_WORKER.parents[2]) in variables["PYTHONPATH"].split(os.pathsep)
     assert len({hello["variables"]["MASTER_PORT"] for hello in hellos}) == 1
+
+
+def test_process_of_several_devices_is_one_rank_and_knows_how_many_it_has(bench):
+    bench.run("a", world=4, local_devices=2)
+    hellos = [bench.log(f"rank{rank}")[0]["environment"] for rank in range(2)]
+    assert [hello["argv"] for hello in hellos] == [["--device", "cpu", "--local-devices", "2"]] * 2
+    assert {hello["variables"]["WORLD_SIZE"] for hello in hellos} == {"2"}
+    assert bench.log("rank2") == []
+    assert bench.done(world=4, local_devices=2) == {"a"}
 
 
 def test_environment_of_the_user_is_kept(bench, monkeypatch):
@@ -251,7 +260,7 @@ def test_group_that_does_not_exit_is_ended_with_a_warning(bench, monkeypatch):
 def write_results(bench: Bench, rank: int, *cases: str, tail: str = "") -> None:
     path = bench.run_dir / "fake" / f"rank{rank}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    lines = [json.dumps({"event": "result", "result": {"case": case}}) + "\n" for case in cases]
+    lines = [json.dumps({"event": "result", "results": [{"case": case}]}) + "\n" for case in cases]
     path.write_text("".join(lines) + tail)
 
 
@@ -264,7 +273,7 @@ def test_resume_starts_nothing_when_all_is_done(bench):
 
 def test_resume_runs_only_what_some_rank_has_not_finished(bench):
     write_results(bench, 0, "a", "b")
-    write_results(bench, 1, "a", tail='{"event": "result", "result": {"case": "b')
+    write_results(bench, 1, "a", tail='{"event": "result", "results": [{"case": "b')
     assert bench.done() == {"a"}
     bench.run("a", "b")
     assert bench.cases("result") == ["b"]

@@ -65,4 +65,4 @@ class Bench:
 
     def done(self, **changes: object) -> set[str]:
         group = replace(self.group, **changes)
-        return done_cases(self.run_dir, group.framework, group.role, group.world)
+        return done_cases(self.run_dir, group.framework, group.role, group.processes)
