@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 RINGED = ("all_gather", "reduce_scatter")
 # log2 of the messages and payloads at which the hop and the level may bend: denser where NCCL changes protocol.
 RING_KNOTS = np.array([7, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 25], float)
+START_KNOTS = np.array([13, 16, 18, 20], float)  # of them, those at which the start may bend
 TREE_KNOTS = np.array([15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 28], float)
 SWITCHES = 2.0 ** np.arange(14, 25)  # candidates for the message from which an all_reduce goes by ring
 LEAST_POINTS = 8
@@ -42,31 +43,20 @@ def _fit_size(rows: Sequence[Measurement], per_node: int, machine: Machine, sour
     """Try each switch from tree to ring; the smallest of those within 3 % of the least error."""
     reduced = [row for row in rows if row.kind == "all_reduce"]
     others = [row for row in rows if row.kind != "all_reduce"]
-    nics = float(min(per_node, machine.nics_per_node))
     tried: list[tuple[float, Ring, Tree | None]] = []
     for switch in SWITCHES:
         small = [row for row in reduced if row.payload_bytes / row.gpus < switch]
         large = [row for row in reduced if row.payload_bytes / row.gpus >= switch]
         if len(small) < LEAST_POINTS or len(others) + len(large) < LEAST_POINTS:
             continue
-        ring_knots, ring_fit, ring_error = _fit_ring([*others, *large])
-        tree_knots, tree_fit, tree_error = _fit_tree(small)
-        ring = Ring(per_node, nics, machine.nic_bytes_per_s, *_of(ring_fit, ring_knots), source)
-        tree = Tree(per_node, nics, machine.nic_bytes_per_s, *_of(tree_fit, tree_knots), float(switch), source)
+        ring, ring_error = _fit_ring([*others, *large], per_node, machine, source)
+        tree, tree_error = _fit_tree(small, per_node, machine, float(switch), source)
         tried.append((float(np.mean(np.concatenate([ring_error, tree_error]))), ring, tree))
     if not tried:
-        ring_knots, ring_fit, _ = _fit_ring(rows)
-        return Ring(per_node, nics, machine.nic_bytes_per_s, *_of(ring_fit, ring_knots), source), None
+        return _fit_ring(rows, per_node, machine, source)[0], None
     least = min(error for error, _, _ in tried)
     _, ring, best_tree = next(entry for entry in tried if entry[0] <= 1.03 * least)
     return ring, best_tree
-
-
-def _of(fit: Floats, knots: Floats) -> tuple[float, float, tuple[float, ...], tuple[float, ...]]:
-    """start_s, bytes_per_s, knots in bytes, times at the knots."""
-    # No bandwidth term at all: the knots carry it; a link a thousand times too fast then changes nothing.
-    bytes_per_s = 1 / fit[1] if fit[1] > 1e-14 else 1e14
-    return float(fit[0]), float(bytes_per_s), tuple(map(float, 2.0**knots)), tuple(map(float, fit[2:]))
 
 
 def _columns(rows: Sequence[Measurement]) -> tuple[Floats, Floats, Floats, Floats]:
@@ -76,23 +66,40 @@ def _columns(rows: Sequence[Measurement]) -> tuple[Floats, Floats, Floats, Float
     return gpus, nodes, payload, np.array([row.time_s for row in rows])
 
 
-def _fit_ring(rows: Sequence[Measurement]) -> tuple[Floats, Floats, Floats]:
+def _fit_ring(rows: Sequence[Measurement], per_node: int, machine: Machine, source: str) -> tuple[Ring, Floats]:
     gpus, nodes, payload, times = _columns(rows)
     steps = np.array([2.0 if row.kind == "all_reduce" else 1.0 for row in rows])
     message = payload / gpus
     knots = _within(RING_KNOTS, np.log2(message))
+    start = hats(np.log2(message), START_KNOTS)
     hop = (steps * (nodes - 1))[:, None] * hats(np.log2(message), knots)
-    fit, error = robust_nnls(np.column_stack([np.ones(len(rows)), steps * (gpus - 1) * message, hop]), times)
-    return knots, fit, error
+    through = steps * (gpus - 1) * message
+    fit, error = robust_nnls(np.column_stack([start, through, hop]), times, len(START_KNOTS) + 1)
+    starts, bytes_per_s, hops = fit[: len(START_KNOTS)], fit[len(START_KNOTS)], fit[len(START_KNOTS) + 1 :]
+    at_knots = np.interp(knots, START_KNOTS, starts)
+    nics = float(min(per_node, machine.nics_per_node))
+    return Ring(per_node, nics, machine.nic_bytes_per_s, _bandwidth(bytes_per_s), _floats(2.0**knots), _floats(at_knots), _floats(hops), source), error
 
 
-def _fit_tree(rows: Sequence[Measurement]) -> tuple[Floats, Floats, Floats]:
+def _floats(values: Floats) -> tuple[float, ...]:
+    return tuple(map(float, values))
+
+
+def _bandwidth(seconds_per_byte: float) -> float:
+    # No bandwidth term at all: the knots carry it; a link a thousand times too fast then changes nothing.
+    return float(1 / seconds_per_byte) if seconds_per_byte > 1e-14 else 1e14
+
+
+def _fit_tree(
+    rows: Sequence[Measurement], per_node: int, machine: Machine, switch: float, source: str
+) -> tuple[Tree, Floats]:
     gpus, nodes, payload, times = _columns(rows)
     knots = _within(TREE_KNOTS, np.log2(payload))
     wire = payload * np.array([wire_factor("all_reduce", int(n)) for n in gpus])
     level = np.log2(nodes)[:, None] * hats(np.log2(payload), knots)
-    fit, error = robust_nnls(np.column_stack([np.ones(len(rows)), wire, level]), times)
-    return knots, fit, error
+    fit, error = robust_nnls(np.column_stack([np.ones(len(rows)), wire, level]), times, 2)
+    nics = float(min(per_node, machine.nics_per_node))
+    return Tree(per_node, nics, machine.nic_bytes_per_s, float(fit[0]), _bandwidth(fit[1]), _floats(2.0**knots), _floats(fit[2:]), switch, source), error
 
 
 def _within(knots: Floats, x: Floats) -> Floats:
@@ -102,19 +109,19 @@ def _within(knots: Floats, x: Floats) -> Floats:
     return knots[first : last + 1]
 
 
-def robust_nnls(columns: Floats, times: Floats, iterations: int = 8) -> tuple[Floats, Floats]:
+def robust_nnls(columns: Floats, times: Floats, smooth_from: int, iterations: int = 8) -> tuple[Floats, Floats]:
     """x >= 0 that makes the sum of |columns @ x / times - 1| about least, and those errors.
 
     Iteratively reweighted least squares: errors below NOISE weigh as squares do, larger ones by their size only, so
-    that a few odd measurements do not bend the fit. Columns from the third on are knots of one curve, held lightly to a
-    smooth one so that a knot with few measurements follows its neighbours.
+    that a few odd measurements do not bend the fit. Columns from `smooth_from` on are knots of one curve, held lightly
+    to a smooth one so that a knot with few measurements follows its neighbours.
     """
     relative = columns / times[:, None]
     scale = np.abs(relative).mean(axis=0)
-    bends = np.zeros((max(columns.shape[1] - 4, 0), columns.shape[1]))
+    bends = np.zeros((max(columns.shape[1] - smooth_from - 2, 0), columns.shape[1]))
     for row in range(len(bends)):
-        bends[row, row + 2 : row + 5] = (1.0, -2.0, 1.0)
-    bends *= SMOOTHNESS * np.sqrt(len(times)) * scale[2:].mean()
+        bends[row, smooth_from + row : smooth_from + row + 3] = (1.0, -2.0, 1.0)
+    bends *= SMOOTHNESS * np.sqrt(len(times)) * scale[smooth_from:].mean()
     scale[scale == 0] = 1.0
     target = np.concatenate([np.ones(len(times)), np.zeros(len(bends))])
     weights = np.ones(len(target))

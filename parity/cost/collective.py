@@ -179,16 +179,21 @@ def _bytes_per_s(fitted: Ring | Tree, machine: Machine, group: Group) -> float:
 
 
 def ring_time(ring: Ring, machine: Machine, payload_bytes: float, group: Group, steps: int) -> float:
-    """start + steps * ((n - 1) * s / bytes_per_s + (nodes - 1) * hop(s)), s = payload / n the message a step sends."""
+    """start(s) + steps * ((n - 1) * s / bytes_per_s + (nodes - 1) * hop(s)), s = payload / n the message of a step."""
     message = payload_bytes / group.gpus
-    hop_s = float(np.interp(math.log2(message), np.log2(ring.message_bytes), ring.hop_s))
+    start_s, hop_s = (_at(message, ring.message_bytes, times) for times in (ring.start_s, ring.hop_s))
     through_s = (group.gpus - 1) * message / _bytes_per_s(ring, machine, group)
-    return ring.start_s + steps * (through_s + (group.nodes - 1) * hop_s)
+    return start_s + steps * (through_s + (group.nodes - 1) * hop_s)
+
+
+def _at(size: float, knots: tuple[float, ...], times: tuple[float, ...]) -> float:
+    """Straight in log2(size) between the knots, flat outside."""
+    return float(np.interp(math.log2(size), np.log2(knots), times))
 
 
 def tree_time(tree: Tree, machine: Machine, payload_bytes: float, group: Group) -> float:
     """start + 2 S (n - 1)/n / bytes_per_s + log2(nodes) * level(S)."""
-    level_s = float(np.interp(math.log2(payload_bytes), np.log2(tree.payload_bytes), tree.level_s))
+    level_s = _at(payload_bytes, tree.payload_bytes, tree.level_s)
     through_s = payload_bytes * wire_factor("all_reduce", group.gpus) / _bytes_per_s(tree, machine, group)
     return tree.start_s + through_s + math.log2(group.nodes) * level_s
 
@@ -196,7 +201,7 @@ def tree_time(tree: Tree, machine: Machine, payload_bytes: float, group: Group) 
 def _all_to_all_across(machine: Machine, ring: Ring, payload_bytes: float, group: Group) -> float:
     """The node's outgoing bytes through its NICs, a hop's start for each other node, or the part inside if longer."""
     leaving = group.gpus_per_node * payload_bytes * (group.gpus - group.gpus_per_node) / group.gpus
-    network_s = ring.start_s + (group.nodes - 1) * ring.hop_s[0] + leaving / _bytes_per_s(ring, machine, group)
+    network_s = ring.start_s[0] + (group.nodes - 1) * ring.hop_s[0] + leaving / _bytes_per_s(ring, machine, group)
     if group.gpus_per_node == 1:
         return network_s
     inside = payload_bytes * group.gpus_per_node / group.gpus

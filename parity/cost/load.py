@@ -143,7 +143,8 @@ def _check_whole(machine: Machine, where: str) -> None:
                 f"{machine.nvlink_bytes_per_s / 1e9:.0f} GB/s; one of them is wrong"
             )
     for ring in machine.rings:
-        _check_knots(ring.message_bytes, ring.hop_s, f"{where}: rings of {ring.gpus_per_node} GPUs a node")
+        for times in (ring.start_s, ring.hop_s):
+            _check_knots(ring.message_bytes, times, f"{where}: rings of {ring.gpus_per_node} GPUs a node")
     for tree in machine.trees:
         _check_knots(tree.payload_bytes, tree.level_s, f"{where}: trees of {tree.gpus_per_node} GPUs a node")
     for band in machine.bands:

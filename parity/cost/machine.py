@@ -43,18 +43,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class Ring:
-    """A ring over nodes: start + steps * ((gpus - 1) * s / bytes_per_s + (nodes - 1) * hop(s)), s = payload / gpus.
+    """A ring over nodes: start(s) + steps * ((gpus - 1) * s / bytes_per_s + (nodes - 1) * hop(s)), s = payload / gpus.
 
-    steps is 1 for all_gather and reduce_scatter, 2 for all_reduce. hop is straight in log2(s) between the knots
-    (message_bytes, hop_s) and flat outside.
+    steps is 1 for all_gather and reduce_scatter, 2 for all_reduce. start and hop are straight in log2(s) between the
+    knots message_bytes and flat outside: both grow where NCCL leaves its protocols of low latency.
     """
 
     gpus_per_node: int
     num_nics: float  # that the group had when it was measured
     nic_bytes_per_s: float  # of such a NIC, on paper
-    start_s: float
     bytes_per_s: float
     message_bytes: tuple[float, ...]
+    start_s: tuple[float, ...]
     hop_s: tuple[float, ...]
     source: str
 
