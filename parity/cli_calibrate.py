@@ -12,7 +12,15 @@ from typing import Annotated, Any
 
 import typer
 
-from parity.calibrate import Calibration, calibrate_from_logs, check, compare_with_peers, read_measurements
+from parity.calibrate import (
+    Calibration,
+    calibrate_from_logs,
+    check_points,
+    compare_with_peers,
+    held_out,
+    predicted,
+    read_measurements,
+)
 from parity.calibrate.local import RANKS, calibrate_local, check_place, questions
 from parity.cli_common import RefusedError, console, one_line_errors, progress_bar
 from parity.cost import load_machine
@@ -37,6 +45,10 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help="The machine file to write [default: NAME.toml].")] = None,
     machine: Annotated[str | None, typer.Option(help="With --check: a machine, by name or .toml file.")] = None,
     check_path: Annotated[Path | None, typer.Option("--check", help="Log or CSV to predict and compare with.")] = None,
+    is_held_out: Annotated[
+        bool,
+        typer.Option("--held-out", help="With --check: fit to the rest of FILE, and predict what was left out."),
+    ] = False,
     local: Annotated[bool, typer.Option("--local", help="Measure this machine with each framework.")] = False,
     ranks: Ranks = None,
     device: Annotated[str, typer.Option(help="With --local: cpu | cuda")] = "cpu",
@@ -46,7 +58,8 @@ def calibrate(
 ) -> None:
     """Fit a machine file to measured collectives, or say how well one predicts them.
 
-    LOG... --name mycluster writes mycluster.toml and a plot, mycluster.png. --machine perlmutter --check LOG compares.
+    LOG... --name mycluster writes mycluster.toml and a plot, mycluster.png. --machine perlmutter --check LOG compares;
+    with --held-out it compares with points that were not fitted on.
     --local measures this machine and writes local-torch.toml and local-jax.toml.
 
     Exit codes: 0 done, 2 bad input, 3 a worker failed or ran out of time.
@@ -56,8 +69,10 @@ def calibrate(
             raise RefusedError("give one of: LOG... --name NAME; --machine NAME --check FILE; --local")
         if machine is not None and check_path is None:
             raise RefusedError("--machine goes with --check; the machine that a new one is like is named with --base")
+        if is_held_out and check_path is None:
+            raise RefusedError("--held-out goes with --check")
         if check_path is not None:
-            compare_with_file(machine, check_path, as_json)
+            compare_with_file(machine, check_path, is_held_out, as_json)
         elif local:
             path = machine_path(name := name or "local", out)
             if device == "cuda" and base is None:
@@ -91,21 +106,27 @@ def machine_path(name: str, out: Path | None) -> Path:
     return path
 
 
-def compare_with_file(machine: str | None, path: Path, as_json: bool) -> None:
+def compare_with_file(machine: str | None, path: Path, is_held_out: bool, as_json: bool) -> None:
     """How well a machine predicts a log or CSV, ours and the models of others."""
     if machine is None:
         raise RefusedError("--machine is missing: which machine should predict the file")
     described, measurements = load_machine(machine), read_measurements([path])
-    result, peers = check(described, measurements), compare_with_peers(described, measurements)
-    if not result.rows:
-        reasons = "; ".join(result.skipped)
+    points, skipped = (held_out(measurements, machine), {}) if is_held_out else predicted(described, measurements)
+    if not points:
+        reasons = "; ".join(skipped)
         raise RefusedError(f"{path}: nothing in it that {described.name} can predict: {reasons}")
+    result, peers = check_points(described.name, points, skipped), compare_with_peers(described, points)
     if as_json:
-        print_json({**result.to_json(), "models": [vars(row) for row in peers]})
+        print_json({**result.to_json(), "held_out": is_held_out, "models": [vars(row) for row in peers]})
         return
-    print_check(console, result, f"{described.name} on {path.name}")
+    title = f"{described.name} on {path.name}"
+    print_check(console, result, f"{title}, fitted again without what is predicted" if is_held_out else title)
     print_peers(console, peers)
-    console.print("Of points that the machine was fitted to, these are residuals and no predictions.", style="dim")
+    if not is_held_out:
+        console.print(
+            "Of points that the machine was fitted to, these are residuals and no predictions: --held-out has those.",
+            style="dim",
+        )
 
 
 def measure_here(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from parity.cost.group import CostError, Group
 from parity.cost.interval import SIZE_CLASSES, Estimate, size_class
 from parity.cost.machine import Machine
 
-Predictor = Callable[[Measurement], float | None]  # seconds, None for what it does not cover
+Point = tuple[Measurement, Estimate]  # what was measured, and what is predicted of it
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,12 @@ def predict(machine: Machine, row: Measurement) -> Estimate:
 
 def check(machine: Machine, measurements: Sequence[Measurement]) -> Check:
     """Compare what `machine` predicts with what was measured."""
-    points: list[tuple[Measurement, Estimate]] = []
+    return check_points(machine.name, *predicted(machine, measurements))
+
+
+def predicted(machine: Machine, measurements: Sequence[Measurement]) -> tuple[list[Point], dict[str, int]]:
+    """The measurements that `machine` can predict, each with its prediction; how many it cannot, by reason."""
+    points: list[Point] = []
     skipped: dict[str, int] = defaultdict(int)
     for row in measurements:
         if row.gpus < 2 or row.payload_bytes == 0:
@@ -66,7 +71,12 @@ def check(machine: Machine, measurements: Sequence[Measurement]) -> Check:
             points.append((row, predict(machine, row)))
         except CostError as error:
             skipped[str(error)] += 1
-    groups: dict[tuple[str, int, int, str], list[tuple[Measurement, Estimate]]] = defaultdict(list)
+    return points, dict(skipped)
+
+
+def check_points(name: str, points: Sequence[Point], skipped: dict[str, int]) -> Check:
+    """Errors and coverage of predictions, whichever machine gave each."""
+    groups: dict[tuple[str, int, int, str], list[Point]] = defaultdict(list)
     for point in points:
         row = point[0]
         groups[row.kind, row.gpus, row.nodes, size_class(row.payload_bytes)].append(point)
@@ -81,14 +91,14 @@ def check(machine: Machine, measurements: Sequence[Measurement]) -> Check:
         _row(("all", 0, 0, "several nodes, under 1 MiB"), small),
     )
     return Check(
-        machine.name,
+        name,
         tuple(_row(key, groups[key]) for key in keys),
         tuple(row for row in totals if row.num_points),
-        dict(skipped),
+        skipped,
     )
 
 
-def _row(key: tuple[str, int, int, str], points: Sequence[tuple[Measurement, Estimate]]) -> CheckRow:
+def _row(key: tuple[str, int, int, str], points: Sequence[Point]) -> CheckRow:
     if not points:
         return CheckRow(*key, 0, float("nan"), float("nan"), float("nan"), float("nan"))
     ratios = np.array([estimate.seconds / row.time_s for row, estimate in points])
@@ -102,9 +112,3 @@ def _row(key: tuple[str, int, int, str], points: Sequence[tuple[Measurement, Est
         float(np.median(ratios)),
         float(np.mean(covered)),
     )
-
-
-def errors_of(predictor: Predictor, measurements: Sequence[Measurement]) -> np.ndarray:
-    """|predicted / measured - 1| of any model of collectives, for those that it covers."""
-    pairs = [(predictor(row), row.time_s) for row in measurements]
-    return np.array([abs(seconds / time_s - 1) for seconds, time_s in pairs if seconds is not None])

@@ -31,7 +31,7 @@ def fit_machine(measurements: Sequence[Measurement], base: Machine, name: str, s
         )
     fitted = replace(_fit_parts(rows, base, source), name=name, source=source)
     bands = []
-    for scope, folds in (("node", _sizes_out), ("nodes", _node_counts_out)):
+    for scope, folds in (("node", sizes_out), ("nodes", node_counts_out)):
         own = [row for row in rows if (row.nodes == 1) == (scope == "node")]
         theirs = [widened(band, max(base.unseen_spread, UNSEEN_SPREAD)) for band in base.bands if band.scope == scope]
         bands += _held_out_bands(own, fitted, scope, folds) or theirs
@@ -72,7 +72,7 @@ def _held_out_bands(
     return fit_bands(scope, sizes, ratios) if len(ratios) >= LEAST_RESIDUALS else []
 
 
-def _sizes_out(rows: Sequence[Measurement]) -> Iterator[set[int]]:
+def sizes_out(rows: Sequence[Measurement]) -> Iterator[set[int]]:
     """Every third size, but the smallest and the largest: in between is where the curve is used."""
     sizes = sorted({row.payload_bytes for row in rows})
     for fold in range(FOLDS):
@@ -80,11 +80,11 @@ def _sizes_out(rows: Sequence[Measurement]) -> Iterator[set[int]]:
         yield {index for index, row in enumerate(rows) if row.payload_bytes in out}
 
 
-def _node_counts_out(rows: Sequence[Measurement]) -> Iterator[set[int]]:
+def node_counts_out(rows: Sequence[Measurement]) -> Iterator[set[int]]:
     """One node count at a time; with one or two only, every third size."""
     counts = sorted({row.nodes for row in rows})
     if len(counts) < 3:
-        yield from _sizes_out(rows)
+        yield from sizes_out(rows)
         return
     for count in counts:
         yield {index for index, row in enumerate(rows) if row.nodes == count}

@@ -40,7 +40,7 @@ def fit_across(measurements: Sequence[Measurement], machine: Machine, source: st
 
 
 def _fit_size(rows: Sequence[Measurement], per_node: int, machine: Machine, source: str) -> tuple[Ring, Tree | None]:
-    """Try each switch from tree to ring; the smallest of those within 3 % of the least error."""
+    """Try each switch from tree to ring; the one of the least error."""
     reduced = [row for row in rows if row.kind == "all_reduce"]
     others = [row for row in rows if row.kind != "all_reduce"]
     tried: list[tuple[float, Ring, Tree | None]] = []
@@ -54,9 +54,8 @@ def _fit_size(rows: Sequence[Measurement], per_node: int, machine: Machine, sour
         tried.append((float(np.mean(np.concatenate([ring_error, tree_error]))), ring, tree))
     if not tried:
         return _fit_ring(rows, per_node, machine, source)[0], None
-    least = min(error for error, _, _ in tried)
-    _, ring, best_tree = next(entry for entry in tried if entry[0] <= 1.03 * least)
-    return ring, best_tree
+    _, best_ring, best_tree = min(tried, key=lambda entry: entry[0])
+    return best_ring, best_tree
 
 
 def _columns(rows: Sequence[Measurement]) -> tuple[Floats, Floats, Floats, Floats]:
@@ -75,10 +74,19 @@ def _fit_ring(rows: Sequence[Measurement], per_node: int, machine: Machine, sour
     hop = (steps * (nodes - 1))[:, None] * hats(np.log2(message), knots)
     through = steps * (gpus - 1) * message
     fit, error = robust_nnls(np.column_stack([start, through, hop]), times, len(START_KNOTS) + 1)
-    starts, bytes_per_s, hops = fit[: len(START_KNOTS)], fit[len(START_KNOTS)], fit[len(START_KNOTS) + 1 :]
+    starts, s_per_byte, hops = fit[: len(START_KNOTS)], fit[len(START_KNOTS)], fit[len(START_KNOTS) + 1 :]
     at_knots = np.interp(knots, START_KNOTS, starts)
-    nics = float(min(per_node, machine.nics_per_node))
-    return Ring(per_node, nics, machine.nic_bytes_per_s, _bandwidth(bytes_per_s), _floats(2.0**knots), _floats(at_knots), _floats(hops), source), error
+    ring = Ring(
+        gpus_per_node=per_node,
+        num_nics=float(min(per_node, machine.nics_per_node)),
+        nic_bytes_per_s=machine.nic_bytes_per_s,
+        bytes_per_s=_bandwidth(s_per_byte),
+        message_bytes=_floats(2.0**knots),
+        start_s=_floats(at_knots),
+        hop_s=_floats(hops),
+        source=source,
+    )
+    return ring, error
 
 
 def _floats(values: Floats) -> tuple[float, ...]:
@@ -98,8 +106,18 @@ def _fit_tree(
     wire = payload * np.array([wire_factor("all_reduce", int(n)) for n in gpus])
     level = np.log2(nodes)[:, None] * hats(np.log2(payload), knots)
     fit, error = robust_nnls(np.column_stack([np.ones(len(rows)), wire, level]), times, 2)
-    nics = float(min(per_node, machine.nics_per_node))
-    return Tree(per_node, nics, machine.nic_bytes_per_s, float(fit[0]), _bandwidth(fit[1]), _floats(2.0**knots), _floats(fit[2:]), switch, source), error
+    tree = Tree(
+        gpus_per_node=per_node,
+        num_nics=float(min(per_node, machine.nics_per_node)),
+        nic_bytes_per_s=machine.nic_bytes_per_s,
+        start_s=float(fit[0]),
+        bytes_per_s=_bandwidth(fit[1]),
+        payload_bytes=_floats(2.0**knots),
+        level_s=_floats(fit[2:]),
+        max_message_bytes=switch,
+        source=source,
+    )
+    return tree, error
 
 
 def _within(knots: Floats, x: Floats) -> Floats:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.calibrate.check import predict
+from parity.calibrate.check import Point
 from parity.calibrate.measurements import Measurement
-from parity.cost.group import KINDS, CostError, Group
+from parity.cost.group import KINDS, Group
 from parity.cost.machine import Machine
 from parity.cost.peers import dtensor_time, inductor_time, nccl_time
 
@@ -30,16 +30,15 @@ class PeerRow:
     p90_error: float | None
 
 
-def compare_with_peers(machine: Machine, measurements: Sequence[Measurement]) -> list[PeerRow]:
+def compare_with_peers(machine: Machine, points: Sequence[Point]) -> list[PeerRow]:
     """A row a collective, place and model, "parity" first; all models of a collective see the same measurements."""
     rows = []
     for kind in KINDS:
         for where, chosen in (("one node", _inside), ("over nodes", _across)):
-            points = [row for row in measurements if row.kind == kind and chosen(row)]
-            known = [(row, ours) for row in points if (ours := _ours(machine, row)) is not None]
+            known = [(row, ours) for row, ours in points if row.kind == kind and chosen(row)]
             if not known:
                 continue
-            rows.append(_row("parity", kind, where, [ours / row.time_s for row, ours in known]))
+            rows.append(_row("parity", kind, where, [ours.seconds / row.time_s for row, ours in known]))
             for name, model in PEERS.items():
                 theirs = [model(machine, kind, row.payload_bytes, Group(row.gpus, row.nodes)) for row, _ in known]
                 ratios = [
@@ -55,13 +54,6 @@ def _inside(row: Measurement) -> bool:
 
 def _across(row: Measurement) -> bool:
     return row.nodes > 1 and row.payload_bytes >= LARGE_BYTES
-
-
-def _ours(machine: Machine, row: Measurement) -> float | None:
-    try:
-        return predict(machine, row).seconds
-    except CostError:
-        return None
 
 
 def _row(model: str, kind: str, where: str, ratios: Sequence[float]) -> PeerRow:

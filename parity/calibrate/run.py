@@ -56,7 +56,9 @@ def calibrate(
 ) -> Calibration:
     """Fit a machine called `name` to measurements, from logs or from the mesh at hand."""
     machine = load_machine(base)
-    largest = max((row.gpus_per_node for row in measurements), default=0)
+    if not measurements:
+        raise CalibrationError(f"{name}: no measurements")
+    largest = max(row.gpus_per_node for row in measurements)
     if largest > machine.gpus_per_node:
         raise CalibrationError(
             f"{name}: measured on {largest} GPUs a node, and its base {machine.name} has {machine.gpus_per_node}; "

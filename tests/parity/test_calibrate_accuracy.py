@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity.calibrate import calibrate, predict, read_measurements
+from parity.calibrate import calibrate, held_out, predict, read_measurements
 from parity.cost import Group, load_machine
 from parity.cost.peers import dtensor_time, inductor_time, nccl_time
 
@@ -31,26 +31,32 @@ def rows():
     return read_measurements([DATA / "perlmutter_4xA100.csv"])
 
 
-def held_out(rows, parts):
-    """(measurement, prediction of a machine that never saw its part) of every measurement of every part."""
-    points = []
-    for part in parts:
-        machine = calibrate([row for row in rows if not part(row)], "held out").machine
-        points += [(row, predict(machine, row)) for row in rows if part(row)]
-    return points
+@pytest.fixture(scope="module")
+def points(rows):
+    return held_out(rows, "perlmutter")
 
 
 @pytest.fixture(scope="module")
-def sizes_out(rows):
-    inside = [row for row in rows if row.nodes == 1]
-    sizes = sorted({row.payload_bytes for row in inside})[1:-1]
-    return held_out(inside, [lambda row, out=set(sizes[fold::3]): row.payload_bytes in out for fold in range(3)])
+def sizes_out(points):
+    return [point for point in points if point[0].nodes == 1]
 
 
 @pytest.fixture(scope="module")
-def node_counts_out(rows):
-    across = [row for row in rows if row.nodes > 1]
-    return held_out(across, [lambda row, count=count: row.nodes == count for count in (2, 4, 16, 64)])
+def node_counts_out(points):
+    return [point for point in points if point[0].nodes > 1]
+
+
+def test_what_is_held_out_was_not_fitted_on(rows, sizes_out, node_counts_out):
+    # All node counts, all sizes but the ends; and another machine's file as base changes no prediction.
+    assert len(node_counts_out) == len([row for row in rows if row.nodes > 1 and row.payload_bytes > 0])
+    inside = [row for row in rows if row.nodes == 1 and row.gpus > 1]
+    ends = {min(row.payload_bytes for row in inside), max(row.payload_bytes for row in inside)}
+    assert len(sizes_out) == len([row for row in inside if row.payload_bytes not in ends])
+    other = {point[0]: point[1].seconds for point in held_out(inside, "derecho")}
+    assert all(other[row] == estimate.seconds for row, estimate in sizes_out)
+    # Control: a machine that saw them is nearer to them.
+    seen = [(row, predict(load_machine("perlmutter"), row)) for row, _ in sizes_out]
+    assert np.median(errors(seen)) < np.median(errors(sizes_out))
 
 
 def errors(points):
@@ -88,7 +94,11 @@ def test_held_out_node_counts(node_counts_out):
 def test_held_out_sizes_over_nodes(rows):
     across = [row for row in rows if row.nodes > 1]
     sizes = sorted({row.payload_bytes for row in across})[1:-1]
-    points = held_out(across, [lambda row, out=set(sizes[fold::2]): row.payload_bytes in out for fold in range(2)])
+    points = []
+    for fold in range(2):
+        out = set(sizes[fold::2])
+        machine = calibrate([row for row in across if row.payload_bytes not in out], "held out").machine
+        points += [(row, predict(machine, row)) for row in across if row.payload_bytes in out]
     large = [point for point in points if point[0].payload_bytes >= MIB]
     show("several nodes, 1 MiB and up, every second size held out", errors(large), coverage(large))
     assert np.median(errors(large)) <= 0.10

@@ -145,3 +145,46 @@ def test_bad_input_gets_one_line_and_exit_code_2_and_writes_nothing(call, tmp_pa
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_held_out_predicts_what_it_did_not_see(call, tmp_path):
+    def odd_us(size):
+        return linear_us(size) * (3 if size == 2**14 else 1)
+
+    (tmp_path / "odd.out").write_text(log_of(odd_us))
+    done = call("--machine", "perlmutter", "--check", "odd.out", "--held-out", "--json")
+    assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    assert content["held_out"] is True
+    (total,) = content["totals"]
+    assert total["num_points"] == 2 * (16 - 2)  # in and out of place, all sizes but the ends
+    assert {row["model"] for row in content["models"]} == {"parity", "NCCL", "DTensor", "Inductor"}
+    # The odd size is far off, as it was not seen; a fit to all of them goes through it.
+    call("odd.out", "--name", "odd")
+    seen = json.loads(call("--machine", "odd.toml", "--check", "odd.out", "--json").stdout)
+    assert seen["held_out"] is False
+
+    def worst(figures):
+        return max(row["p90_error"] for row in figures["rows"])
+
+    assert worst(content) > 0.5
+    assert worst(seen) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("job.out", "--name", "x", "--held-out"), "--held-out goes with --check"),
+        (
+            ("--machine", "perlmutter", "--check", "few.out", "--held-out"),
+            "too few sizes and node counts to hold any out",
+        ),
+    ],
+)
+def test_what_cannot_be_held_out_is_said(call, tmp_path, words, says):
+    few = [line for line in log_of(linear_us).splitlines(keepends=True) if "float" not in line or "1048576 " in line]
+    (tmp_path / "few.out").write_text("".join(few))
+    done = call(*words)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
