@@ -2,18 +2,23 @@
 
     B batch   S sequence   D features   V rows of the table   N ids, N <= V   tp devices on the axis "tp"
 
-    x_BS a device        [B, S]         ids, int64: no gradient
-    table_VD a device    [V/tp, D]
-    y_BSD a device       [B, S, D]
-    forward              all-reduce y_BSD     each device looks up the ids that it has rows for, and adds 0 for others
-    backward             no collective        each device has the rows that its part of the gradient belongs to
+                         vocab_parallel       sequence_parallel
+    x_BS a device        [B, S]               [B, S]                  ids, int64: no gradient
+    table_VD a device    [V/tp, D]            [V/tp, D]
+    y_BSD a device       [B, S, D]            [B, S/tp, D]
+    forward              all-reduce y_BSD     reduce-scatter y_BSD
+    backward             no collective        all-gather dy_BSD
+
+Each device looks up the ids that it has rows for, and adds 0 for others. Backward it needs the gradient of all tokens,
+of which it keeps what belongs to its rows.
 
 A vocabulary that tp does not divide (50257) is padded: V is a multiple of tp, the rows from N on are zero, no id
 reaches them, and their gradient is zero. The parameter is the padded table; pad once, to a multiple of every tp in
 question (Megatron: 128), and it is the same parameter at every tp. Ids outside the N are refused on the host, by
 `check_ids`: on the devices PyTorch would raise (eagerly), JAX would return NaN, and a masked lookup 0.
 
-Source: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence parallelism,
+https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -25,14 +30,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.lax import axis_index, with_sharding_constraint
-from jax.sharding import Mesh
+from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import map_shards, reduce_from_tp
+from jax_tp.collectives import map_shards, reduce_from_tp, reduce_scatter_to_sp
 from jax_tp.layouts import Plan, State, place
+from jax_tp.linear import SEQUENCE_SHARDED
 
 PLANS = {
     "vocab_parallel": Plan(x=P(None, None), y=P(None, None, None), params={"embedding": P("tp", None)}),
+    "sequence_parallel": Plan(x=P(None, None), y=SEQUENCE_SHARDED, params={"embedding": P("tp", None)}),
 }
 
 
@@ -69,13 +76,21 @@ def check_size(table: np.ndarray | jax.ShapeDtypeStruct, num_ids: int) -> None:
         raise ValueError(f"the table has {table.shape[0]} rows, fewer than the {num_ids} ids")
 
 
+def check_tokens(num_tokens: int, tp: int) -> None:
+    """Refuse a sequence that sequence parallelism cannot cut: ValueError that says which lengths would do."""
+    if num_tokens % tp:
+        below = num_tokens // tp * tp
+        fits = " or ".join(str(size) for size in (below, below + tp) if size)
+        raise ValueError(f"tp={tp} does not divide the sequence of {num_tokens} tokens; {fits} would work")
+
+
 class ShardedEmbedding(nnx.Embed):
     """Flax's own layer with the given state, its table laid out as the plan says."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
         V, D = state["table"].shape
         check_rows(mesh, state["table"])
-        self.plan = plan
+        self.axis_size, self.plan = mesh.shape["tp"], plan
         super().__init__(
             V,
             D,
@@ -89,20 +104,33 @@ class ShardedEmbedding(nnx.Embed):
 
 
 class AutoEmbedding(ShardedEmbedding):
-    """The compiler sees a lookup in a table with sharded rows: it masks, and inserts the all-reduce."""
+    """The compiler sees a lookup in a table with sharded rows: it masks, and inserts the all-reduce.
+
+    With a slice of it behind, for the own tokens, that becomes a reduce-scatter. Flax's own forward would write NaN for
+    ids outside the table in between; and without the first constraint the ids are shared out too, and gathered again.
+    """
 
     def __call__(self, x_BS: jax.Array) -> jax.Array:
-        return with_sharding_constraint(super().__call__(x_BS), self.plan.y)
+        if self.plan.y == SEQUENCE_SHARDED:
+            check_tokens(x_BS.shape[1], self.axis_size)
+        y_BSD = with_sharding_constraint(self.embedding[...][x_BS], P(self.plan.y[0], None, None))
+        return with_sharding_constraint(y_BSD, self.plan.y)
 
 
 # --------------------------------------------------------------------------------------------------------- typed
 
 
 class TypedEmbedding(ShardedEmbedding):
-    """A lookup in a table with sharded rows is ambiguous: `out_sharding` asks for the whole sum, an all-reduce."""
+    """A lookup in a table with sharded rows is ambiguous: `out_sharding` asks for the whole sum, an all-reduce.
+
+    With the slice for the own tokens that is a reduce-scatter. Asked for own tokens, XLA gathers ids as well.
+    """
 
     def __call__(self, x_BS: jax.Array) -> jax.Array:
-        return self.embedding[...].at[x_BS].get(out_sharding=self.plan.y)
+        if self.plan.y == SEQUENCE_SHARDED:
+            check_tokens(x_BS.shape[1], self.axis_size)
+        y_BSD = self.embedding[...].at[x_BS].get(out_sharding=P(None, None, None))
+        return reshard(y_BSD, self.plan.y)
 
 
 # -------------------------------------------------------------------------------------------------------- manual
@@ -117,7 +145,7 @@ def masked_lookup(ids: jax.Array, table: jax.Array, axis: str) -> jax.Array:
 
 
 class ManualEmbedding(ShardedEmbedding):
-    """Masked lookup, then g."""
+    """Masked lookup, then g, or its counterpart for shards of S."""
 
     def __call__(self, x_BS: jax.Array) -> jax.Array:
         per_device = map_shards(
@@ -129,6 +157,9 @@ class ManualEmbedding(ShardedEmbedding):
 
     def body(self, x: jax.Array, table: jax.Array) -> jax.Array:
         y = masked_lookup(x, table, "tp")  # [B, S, D]
+        if self.plan.y == SEQUENCE_SHARDED:
+            check_tokens(x.shape[1], self.axis_size)
+            return reduce_scatter_to_sp(y, "tp", dim=1)  # [B, S/tp, D]
         return reduce_from_tp(y, "tp")
 
 

@@ -2,17 +2,19 @@
 
     B batch   S sequence   D features   V rows of the table, and logits   tp devices on the axis "tp"
 
-    x_BS a device        [B, S]         ids
-    table_VD a device    [V/tp, D]      one parameter: its gradient is the sum over both uses
-    h_BSD a device       [B, S, D]
-    y_BSV a device       [B, S, V/tp]   logits, as the vocab-parallel cross entropy takes them
-    forward              all-reduce h_BSD
-    backward             all-reduce dh_BSD
+                         vocab_parallel        sequence_parallel
+    x_BS a device        [B, S]                [B, S]              ids
+    table_VD a device    [V/tp, D]             [V/tp, D]           one parameter: its gradient sums over both uses
+    h_BSD a device       [B, S, D]             [B, S/tp, D]
+    y_BSV a device       [B, S, V/tp]          [B, S, V/tp]        logits, as the cross entropy takes them
+    forward              all-reduce h_BSD      reduce-scatter h_BSD, all-gather h_BSD
+    backward             all-reduce dh_BSD     reduce-scatter dh_BSD, all-gather dh_BSD
 
 A vocab-parallel embedding is sharded by rows, the head's weight [V, D] by its output features: the same rows. What lies
-between the two (here nothing; in a model its blocks) sees whole features.
+between the two (here nothing; in a model its blocks) sees whole features, of all tokens or of its own.
 
-Sources: Press & Wolf, https://arxiv.org/abs/1608.05859; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+Sources: Press & Wolf, https://arxiv.org/abs/1608.05859; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
+sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.lax import with_sharding_constraint
-from jax.sharding import Mesh
+from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import copy_to_tp, map_shards
+from jax_tp.collectives import copy_to_tp, gather_from_sp, map_shards
 from jax_tp.embedding import PLANS as EMBEDDING
 from jax_tp.embedding import AutoEmbedding, ManualEmbedding, TypedEmbedding, check_ids, check_size
 from jax_tp.layouts import Plan, State, child
+from jax_tp.linear import REPLICATED, SEQUENCE_SHARDED
 
 PLANS = {
-    "vocab_parallel": Plan(x=P(None, None), y=P(None, None, "tp"), children={"embed": EMBEDDING["vocab_parallel"]}),
+    plan: Plan(x=P(None, None), y=P(None, None, "tp"), children={"embed": EMBEDDING[plan]})
+    for plan in ("vocab_parallel", "sequence_parallel")
 }
 
 
@@ -48,7 +52,7 @@ class Tied(nnx.Module):
 
     @abstractmethod
     def logits(self, h_BSD: jax.Array) -> jax.Array:
-        """y_BSV, sharded on V, of a whole h_BSD."""
+        """y_BSV, sharded on V, of h_BSD as `embed` lays it out."""
 
     def __call__(self, x_BS: jax.Array) -> jax.Array:
         return self.logits(self.embed(x_BS))
@@ -65,6 +69,8 @@ class AutoTied(Tied):
         self.embed = AutoEmbedding(mesh, plan.children["embed"], child(state, "embed"))
 
     def logits(self, h_BSD: jax.Array) -> jax.Array:
+        # Without this the compiler may gather the table instead, where it is smaller than h.
+        h_BSD = with_sharding_constraint(h_BSD, P(self.plan.y[0], None, None))
         return with_sharding_constraint(self.embed.attend(h_BSD), self.plan.y)
 
 
@@ -78,14 +84,14 @@ class TypedTied(Tied):
         self.embed = TypedEmbedding(mesh, plan.children["embed"], child(state, "embed"))
 
     def logits(self, h_BSD: jax.Array) -> jax.Array:
-        return self.embed.attend(h_BSD)  # [B, S, V@tp]
+        return self.embed.attend(reshard(h_BSD, REPLICATED))  # [B, S, V@tp]
 
 
 # -------------------------------------------------------------------------------------------------------- manual
 
 
 class ManualTied(Tied):
-    """Masked lookup and g; then f and the product with the own rows."""
+    """Masked lookup and g; then f and the product with the own rows; or the counterparts of g and f for shards of S."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
         self.plan = plan
@@ -101,7 +107,8 @@ class ManualTied(Tied):
         return per_device(h_BSD, self.embed.embedding[...])
 
     def body(self, h: jax.Array, table: jax.Array) -> jax.Array:
-        h = copy_to_tp(h, "tp")  # [B, S, D]
+        is_own = self.plan.children["embed"].y == SEQUENCE_SHARDED
+        h = gather_from_sp(h, "tp", dim=1) if is_own else copy_to_tp(h, "tp")  # [B, S, D]
         return jnp.dot(h, table.T)  # [B, S, V/tp]
 
 

@@ -2,18 +2,23 @@
 
     B batch   S sequence   D features   V rows of the table   N ids, N <= V   tp devices on the axis "tp"
 
-    x_BS a device        [B, S]         ids, int64: no gradient
-    table_VD a device    [V/tp, D]
-    y_BSD a device       [B, S, D]
-    forward              all-reduce y_BSD     each device looks up the ids that it has rows for, and adds 0 for others
-    backward             no collective        each device has the rows that its part of the gradient belongs to
+                         vocab_parallel       sequence_parallel
+    x_BS a device        [B, S]               [B, S]                  ids, int64: no gradient
+    table_VD a device    [V/tp, D]            [V/tp, D]
+    y_BSD a device       [B, S, D]            [B, S/tp, D]
+    forward              all-reduce y_BSD     reduce-scatter y_BSD
+    backward             no collective        all-gather dy_BSD
+
+Each device looks up the ids that it has rows for, and adds 0 for others. Backward it needs the gradient of all tokens,
+of which it keeps what belongs to its rows.
 
 A vocabulary that tp does not divide (50257) is padded: V is a multiple of tp, the rows from N on are zero, no id
 reaches them, and their gradient is zero. The parameter is the padded table; pad once, to a multiple of every tp in
 question (Megatron: 128), and it is the same parameter at every tp. Ids outside the N are refused on the host, by
 `check_ids`: on the devices PyTorch would raise (eagerly), JAX would return NaN, and a masked lookup 0.
 
-Source: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence parallelism,
+https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -29,11 +34,12 @@ from torch.distributed.tensor.experimental import local_map
 from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 from torch.nn.functional import embedding
 
-from torch_tp.collectives import reduce_from_tp
+from torch_tp.collectives import reduce_from_tp, reduce_scatter_to_sp
 from torch_tp.layouts import Plan, place, to_tensor
 
 PLANS = {
     "vocab_parallel": Plan(x=Replicate(), y=Replicate(), params={"weight": Shard(0)}),
+    "sequence_parallel": Plan(x=Replicate(), y=Shard(1), params={"weight": Shard(0)}),
 }
 
 
@@ -70,6 +76,14 @@ def check_size(table: np.ndarray, num_ids: int) -> None:
         raise ValueError(f"the table has {table.shape[0]} rows, fewer than the {num_ids} ids")
 
 
+def check_tokens(num_tokens: int, tp: int) -> None:
+    """Refuse a sequence that sequence parallelism cannot cut: ValueError that says which lengths would do."""
+    if num_tokens % tp:
+        below = num_tokens // tp * tp
+        fits = " or ".join(str(size) for size in (below, below + tp) if size)
+        raise ValueError(f"tp={tp} does not divide the sequence of {num_tokens} tokens; {fits} would work")
+
+
 class ShardedEmbedding(nn.Module):
     """The table of the typed and manual layers: a DTensor, laid out as the plan says."""
 
@@ -98,9 +112,15 @@ class AutoEmbedding(PlainEmbedding):
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         check_rows(mesh, state["table"])
         super().__init__(mesh.device_type, state)
+        self.axis, self.plan = mesh, plan
         style = RowwiseParallel(input_layouts=plan.x, output_layouts=plan.y, use_local_output=False)
         parallelize_module(self, mesh, style)
         shard_gradient(self.weight)
+
+    def forward(self, x_BS: DTensor) -> DTensor:
+        if self.plan.y == Shard(1):
+            check_tokens(x_BS.shape[1], self.axis.size())
+        return super().forward(x_BS)
 
 
 def shard_gradient(weight: nn.Parameter) -> None:
@@ -112,9 +132,11 @@ def shard_gradient(weight: nn.Parameter) -> None:
 
 
 class TypedEmbedding(ShardedEmbedding):
-    """A lookup in a table of type Shard(0) has a masked Partial type, which `redistribute` makes whole."""
+    """A lookup in a table of type Shard(0) has a masked Partial type, which `redistribute` makes whole or scatters."""
 
     def forward(self, x_BS: DTensor) -> DTensor:
+        if self.plan.y == Shard(1):
+            check_tokens(x_BS.shape[1], self.axis.size())
         # The table goes through a redistribution that moves nothing, for the sake of its transpose: see shard_gradient.
         table_VD = self.weight.redistribute(placements=[Shard(0)])
         y_BSD = embedding(x_BS, table_VD)  # _MaskPartial()
@@ -133,7 +155,7 @@ def masked_lookup(ids: torch.Tensor, table: torch.Tensor, axis: DeviceMesh) -> t
 
 
 class ManualEmbedding(ShardedEmbedding):
-    """Masked lookup, then g."""
+    """Masked lookup, then g, or its counterpart for shards of S."""
 
     def forward(self, x_BS: DTensor) -> DTensor:
         per_device = local_map(
@@ -146,6 +168,9 @@ class ManualEmbedding(ShardedEmbedding):
 
     def body(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         y = masked_lookup(x, table, self.axis)  # [B, S, D]
+        if self.plan.y == Shard(1):
+            check_tokens(x.shape[1], self.axis.size())
+            return reduce_scatter_to_sp(y, self.axis, dim=1)  # [B, S/tp, D]
         return reduce_from_tp(y, self.axis)
 
 

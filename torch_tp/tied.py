@@ -2,17 +2,19 @@
 
     B batch   S sequence   D features   V rows of the table, and logits   tp devices on the axis "tp"
 
-    x_BS a device        [B, S]         ids
-    table_VD a device    [V/tp, D]      one parameter: its gradient is the sum over both uses
-    h_BSD a device       [B, S, D]
-    y_BSV a device       [B, S, V/tp]   logits, as the vocab-parallel cross entropy takes them
-    forward              all-reduce h_BSD
-    backward             all-reduce dh_BSD
+                         vocab_parallel        sequence_parallel
+    x_BS a device        [B, S]                [B, S]              ids
+    table_VD a device    [V/tp, D]             [V/tp, D]           one parameter: its gradient sums over both uses
+    h_BSD a device       [B, S, D]             [B, S/tp, D]
+    y_BSV a device       [B, S, V/tp]          [B, S, V/tp]        logits, as the cross entropy takes them
+    forward              all-reduce h_BSD      reduce-scatter h_BSD, all-gather h_BSD
+    backward             all-reduce dh_BSD     reduce-scatter dh_BSD, all-gather dh_BSD
 
 A vocab-parallel embedding is sharded by rows, the head's weight [V, D] by its output features: the same rows. What lies
-between the two (here nothing; in a model its blocks) sees whole features.
+between the two (here nothing; in a model its blocks) sees whole features, of all tokens or of its own.
 
-Sources: Press & Wolf, https://arxiv.org/abs/1608.05859; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+Sources: Press & Wolf, https://arxiv.org/abs/1608.05859; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
+sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch.distributed.tensor.experimental import local_map
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import linear
 
-from torch_tp.collectives import copy_to_tp
+from torch_tp.collectives import copy_to_tp, gather_from_sp
 from torch_tp.embedding import PLANS as EMBEDDING
 from torch_tp.embedding import (
     ManualEmbedding,
@@ -43,7 +45,8 @@ from torch_tp.embedding import (
 from torch_tp.layouts import Plan, child
 
 PLANS = {
-    "vocab_parallel": Plan(x=Replicate(), y=Shard(2), children={"embed": EMBEDDING["vocab_parallel"]}),
+    plan: Plan(x=Replicate(), y=Shard(2), children={"embed": EMBEDDING[plan]})
+    for plan in ("vocab_parallel", "sequence_parallel")
 }
 
 
@@ -57,7 +60,7 @@ class Tied(nn.Module):
 
     @abstractmethod
     def logits(self, h_BSD: DTensor) -> DTensor:
-        """y_BSV, sharded on V, of a whole h_BSD."""
+        """y_BSV, sharded on V, of h_BSD as `embed` lays it out."""
 
     def forward(self, x_BS: DTensor) -> DTensor:
         return self.logits(self.embed(x_BS))
@@ -80,18 +83,17 @@ class AutoTied(Tied):
         self.head = nn.Linear(D, V, bias=False, device="meta")
         self.head.weight = self.embed.weight
         embed = plan.children["embed"]
-        self.whole = embed.y
         styles = {
             "embed": RowwiseParallel(input_layouts=embed.x, output_layouts=embed.y, use_local_output=False),
-            "head": ColwiseParallel(input_layouts=embed.y, output_layouts=plan.y, use_local_output=False),
+            "head": ColwiseParallel(output_layouts=plan.y, use_local_output=False),
         }
         parallelize_module(self, mesh, styles)
         self.head.weight = self.embed.weight
         shard_gradient(self.embed.weight)
 
     def logits(self, h_BSD: DTensor) -> DTensor:
-        # Sends nothing; but backward this is where the sum of the partial gradients of h becomes whole.
-        return self.head(h_BSD.redistribute(placements=[self.whole]))
+        # A whole h is left as it is; but backward this is where the sum of its partial gradients becomes whole.
+        return self.head(h_BSD.redistribute(placements=[Replicate()]))
 
 
 # --------------------------------------------------------------------------------------------------------- typed
@@ -102,11 +104,10 @@ class TypedTied(Tied):
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
-        self.whole = plan.children["embed"].y
         self.embed = TypedEmbedding(mesh, plan.children["embed"], child(state, "embed"))
 
     def logits(self, h_BSD: DTensor) -> DTensor:
-        h_BSD = h_BSD.redistribute(placements=[self.whole])  # whole again backward, as in AutoTied
+        h_BSD = h_BSD.redistribute(placements=[Replicate()])  # whole again backward, as in AutoTied
         return linear(h_BSD, self.embed.weight)  # Shard(2)
 
 
@@ -114,7 +115,7 @@ class TypedTied(Tied):
 
 
 class ManualTied(Tied):
-    """Masked lookup and g; then f and the product with the own rows."""
+    """Masked lookup and g; then f and the product with the own rows; or the counterparts of g and f for shards of S."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
@@ -132,7 +133,8 @@ class ManualTied(Tied):
         return per_device(h_BSD, self.embed.weight)
 
     def body(self, h: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        h = copy_to_tp(h, self.axis)  # [B, S, D]
+        is_own = self.plan.children["embed"].y == Shard(1)
+        h = gather_from_sp(h, self.axis, dim=1) if is_own else copy_to_tp(h, self.axis)  # [B, S, D]
         return linear(h, table)  # [B, S, V/tp]
 
 

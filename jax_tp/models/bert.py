@@ -10,16 +10,23 @@
     x_BS, labels_BS a device    [B, S]           ids, int64: no gradient; labels of -100 where nothing was masked
     table_VD, b_vocab_V         [V/tp, D], [V/tp]
     positions_CD a device       [C, D]           replicated, as w_head_DD [D, D], b_head and the norms
-    h_BSD a device              [B, S, D]
+    h_BSD a device              [B, S, D]        under sequence_parallel [B, S/tp, D]
     logits_BSV a device         [B, S, V/tp]     never gathered
     y                           []
-    forward                     1 + 2 L all-reduces of B*S*D, 3 of B*S
-    backward                    1 + 2 L all-reduces of B*S*D
+
+                megatron                              sequence_parallel
+    forward     1 + 2 L all-reduces of B*S*D,         1 + 2 L reduce-scatters and all-gathers of B*S*D,
+                3 of B*S                              3 all-reduces of B*S
+    backward    1 + 2 L all-reduces of B*S*D          1 + 2 L all-gathers and reduce-scatters of B*S*D,
+                                                      an all-gather of S*D, 5 + 6 L all-reduces of D, one of D*D
 
 The same as of GPT. The product with w_head is done by every device for all tokens: it would be two more all-reduces to
-share it. Inputs are one segment: BERT's vector of the first segment is part of the positions here.
+share it. Under sequence parallelism each does it for its own tokens, and the gradients of w_head and b_head are
+all-reduced, as those of the head's norm are. Inputs are one segment: BERT's vector of the first segment is part of the
+positions here.
 
-Sources: Devlin et al., https://arxiv.org/abs/1810.04805; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+Sources: Devlin et al., https://arxiv.org/abs/1810.04805; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
+sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -33,40 +40,70 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jax_tp import block, cross_entropy, mlp, norm, tied
+from jax_tp.collectives import copy_to_tp, map_shards
 from jax_tp.layouts import Plan, State, child, place
-from jax_tp.linear import FEATURES_SHARDED, REPLICATED, linear
+from jax_tp.linear import FEATURES_SHARDED, SEQUENCE_SHARDED, linear
 from jax_tp.models import gpt
 from jax_tp.models.common import build_blocks, check_inputs
 
-__all__ = ["PLANS", "STYLES", "Bert", "Dense", "VocabBias", "build", "check_inputs"]
+__all__ = ["DENSE", "PLANS", "STYLES", "Bert", "Dense", "ManualDense", "VocabBias", "build", "check_inputs"]
+
+REPLICATED = {"kernel": P(None, None), "bias": P(None)}
 
 PLANS = {
-    "megatron": Plan(
+    plan: Plan(
         x=P(None, None),
         y=P(),
         inputs={"labels": P(None, None)},
         children={
-            "tied": tied.PLANS["vocab_parallel"],
-            "positions": gpt.PLANS["megatron"].children["positions"],
-            "block": block.PLANS["megatron"],
-            "norm": norm.PLANS["replicated"],
-            "dense": Plan(x=REPLICATED, y=REPLICATED, params={"kernel": P(None, None), "bias": P(None)}),
+            "tied": tied.PLANS[table],
+            "positions": gpt.PLANS[plan].children["positions"],
+            "block": block.PLANS[plan],
+            "norm": norm.PLANS[normed],
+            "dense": Plan(
+                x=norm.PLANS[normed].x, y=norm.PLANS[normed].y, params={"kernel": P(None, None), "bias": P(None)}
+            ),
             "vocab": Plan(x=FEATURES_SHARDED, y=FEATURES_SHARDED, params={"bias": P("tp")}),
             "loss": cross_entropy.PLANS["vocab_parallel"],
         },
-    ),
+    )
+    for plan, table, normed in (
+        ("megatron", "vocab_parallel", "replicated"),
+        ("sequence_parallel", "sequence_parallel", "sequence_parallel"),
+    )
 }
 
 
 class Dense(nnx.Module):
-    """A linear of whole features by whole parameters, on every device: the same in all styles."""
+    """A linear of whole features by whole parameters, on every device, for all tokens or for its own."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
+        self.plan = plan
         self.kernel = nnx.Param(place(state["w"], mesh, plan.params["kernel"]))
         self.bias = nnx.Param(place(state["b"], mesh, plan.params["bias"]))
 
     def __call__(self, h_BSD: jax.Array) -> jax.Array:
         return linear(h_BSD, self.kernel[...], self.bias[...])
+
+
+class ManualDense(Dense):
+    """Per-device code: f on the parameters, if each device has tokens of its own."""
+
+    def __call__(self, h_BSD: jax.Array) -> jax.Array:
+        per_device = map_shards(
+            self.body,
+            in_specs=(self.plan.x, self.plan.params["kernel"], self.plan.params["bias"]),
+            out_specs=self.plan.y,
+        )
+        return per_device(h_BSD, self.kernel[...], self.bias[...])
+
+    def body(self, h: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+        if self.plan.x == SEQUENCE_SHARDED:  # h: [B, S/tp, D]
+            w, b = copy_to_tp(w, "tp"), copy_to_tp(b, "tp")  # [D, D], [D]
+        return linear(h, w, b)
+
+
+DENSE = {"auto": Dense, "typed": Dense, "manual": ManualDense}
 
 
 class VocabBias(nnx.Module):
@@ -80,7 +117,7 @@ class VocabBias(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """The layers in the given style; what lies between them is whole on every device."""
+    """The layers in the given style; what lies between them has the layout of the blocks."""
 
     def __init__(
         self,
@@ -93,10 +130,10 @@ class Bert(nnx.Module):
     ) -> None:
         plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.tied = tied.build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
-        self.positions = gpt.Positions(mesh, plans["positions"], child(state, "positions"))
+        self.positions = gpt.Positions(mesh, style, plans["positions"], child(state, "positions"))
         self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
         self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
-        self.head = Dense(mesh, plans["dense"], child(state, "head"))
+        self.head = DENSE[style](mesh, plans["dense"], child(state, "head"))
         self.act = mlp.ACTIVATIONS[options["activation"]]
         self.head_norm = norm.build(mesh, style, plans["norm"], child(state, "head_norm"), **normalisation)
         self.vocab = VocabBias(mesh, plans["vocab"], child(state, "vocab"))

@@ -9,17 +9,25 @@
     x_BS, labels_BS a device    [B, S]           ids, int64: no gradient
     table_VD a device           [V/tp, D]        one parameter of two layers: tied.py
     positions_CD a device       [C, D]           replicated; rows from S on get the gradient 0
-    h_BSD a device              [B, S, D]
+    h_BSD a device              [B, S, D]        under sequence_parallel [B, S/tp, D]
     logits_BSV a device         [B, S, V/tp]     never gathered
     y                           []
-    forward                     1 + 2 L all-reduces of B*S*D, 3 of B*S
-    backward                    1 + 2 L all-reduces of B*S*D
+
+                megatron                              sequence_parallel
+    forward     1 + 2 L all-reduces of B*S*D,         1 + 2 L reduce-scatters and all-gathers of B*S*D,
+                3 of B*S                              3 all-reduces of B*S
+    backward    1 + 2 L all-reduces of B*S*D          1 + 2 L all-gathers and reduce-scatters of B*S*D,
+                                                      an all-gather of S*D, 2 + 6 L all-reduces of D
 
 That is all of the model: forward the embedding, two a block, and the sums of the cross entropy; backward two a block
-and dh of the head. A step of training adds nothing, since the gradient of no parameter is a sum over devices.
+and dh of the head. A step of training adds nothing: the gradient of no parameter is a sum over devices.
+
+Under sequence parallelism each of these all-reduces is a reduce-scatter and an all-gather, with the layers on own
+tokens between the two. The gradients of the norms, and of the biases after row-parallel products, are sums over the
+tokens of all devices then. Of the positions each device has the gradient of its own rows: they are gathered.
 
 Sources: Radford et al. 2019, "Language models are unsupervised multitask learners"; Megatron-LM,
-https://arxiv.org/abs/1909.08053, section 3.
+https://arxiv.org/abs/1909.08053, section 3; sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -34,41 +42,48 @@ from jax.sharding import PartitionSpec as P
 
 from jax_tp import block, cross_entropy, norm, tied
 from jax_tp.layouts import Plan, State, child, place
-from jax_tp.models.common import build_blocks, check_inputs
+from jax_tp.linear import SEQUENCE_SHARDED
+from jax_tp.models.common import build_blocks, check_inputs, own_tokens
 
 __all__ = ["PLANS", "STYLES", "Gpt", "Positions", "build", "check_inputs"]
 
 PLANS = {
-    "megatron": Plan(
+    plan: Plan(
         x=P(None, None),
         y=P(),
         inputs={"labels": P(None, None)},
         children={
-            "tied": tied.PLANS["vocab_parallel"],
-            "positions": Plan(x=P(None, None, None), y=P(None, None, None), params={"embedding": P(None, None)}),
-            "block": block.PLANS["megatron"],
-            "norm": norm.PLANS["replicated"],
+            "tied": tied.PLANS[table],
+            "positions": Plan(x=norm.PLANS[normed].x, y=norm.PLANS[normed].y, params={"embedding": P(None, None)}),
+            "block": block.PLANS[plan],
+            "norm": norm.PLANS[normed],
             "loss": cross_entropy.PLANS["vocab_parallel"],
         },
-    ),
+    )
+    for plan, table, normed in (
+        ("megatron", "vocab_parallel", "replicated"),
+        ("sequence_parallel", "sequence_parallel", "sequence_parallel"),
+    )
 }
 
 
 class Positions(nnx.Module):
-    """A vector for each place in the sequence, on every device: the same in all styles."""
+    """A vector for each place in the sequence, on every device, which adds those of its own tokens."""
 
-    def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
+    def __init__(self, mesh: Mesh, style: str, plan: Plan, state: State) -> None:
+        self.style, self.plan = style, plan
         self.embedding = nnx.Param(place(state["table"], mesh, plan.params["embedding"]))
 
     def __call__(self, h_BSD: jax.Array) -> jax.Array:
         S, C = h_BSD.shape[1], self.embedding.shape[0]
         if S > C:
             raise ValueError(f"S={S} tokens, but the model has {C} positions: S <= {C} would work")
-        return h_BSD + self.embedding[...][:S]
+        rows_SD = self.embedding[...][:S]
+        return h_BSD + (own_tokens(rows_SD, 0, self.style) if self.plan.x == SEQUENCE_SHARDED else rows_SD)
 
 
 class Gpt(nnx.Module):
-    """The layers in the given style; what lies between them is whole on every device."""
+    """The layers in the given style; what lies between them has the layout of the blocks."""
 
     def __init__(
         self,
@@ -81,7 +96,7 @@ class Gpt(nnx.Module):
     ) -> None:
         plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.tied = tied.build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
-        self.positions = Positions(mesh, plans["positions"], child(state, "positions"))
+        self.positions = Positions(mesh, style, plans["positions"], child(state, "positions"))
         self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
         self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
         self.loss = cross_entropy.build(mesh, style, plans["loss"], {}, num_ids)

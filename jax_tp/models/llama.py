@@ -8,17 +8,24 @@
 
     x_BS, labels_BS a device    [B, S]           ids, int64: no gradient
     table_VD a device           [V/tp, D]
-    h_BSD a device              [B, S, D]
+    h_BSD a device              [B, S, D]        under sequence_parallel [B, S/tp, D]
     w_head_DV a device          [D, V/tp]        column-parallel
     logits_BSV a device         [B, S, V/tp]     never gathered
     y                           []
-    forward                     1 + 2 L all-reduces of B*S*D, 3 of B*S
-    backward                    1 + 2 L all-reduces of B*S*D
+
+                megatron                              sequence_parallel
+    forward     1 + 2 L all-reduces of B*S*D,         1 + 2 L reduce-scatters and all-gathers of B*S*D,
+                3 of B*S                              3 all-reduces of B*S
+    backward    1 + 2 L all-reduces of B*S*D          1 + 2 L all-gathers and reduce-scatters of B*S*D,
+                                                      1 + 2 L all-reduces of D
 
 The same as of GPT: forward the embedding, two a block, and the sums of the cross entropy; backward two a block and dh
-of the head. Head and table are two parameters here; Llama 3.2 at 1B and 3B ties them, which gpt.py shows.
+of the head. Under sequence parallelism each of these all-reduces is a reduce-scatter and an all-gather, apart, with the
+layers on own tokens between them; and the gradients of the norms' scales are sums over the tokens of all devices.
+Head and table are two parameters here; Llama 3.2 at 1B and 3B ties them, which gpt.py shows.
 
-Sources: Touvron et al., https://arxiv.org/abs/2302.13971; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+Sources: Touvron et al., https://arxiv.org/abs/2302.13971; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
+sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -38,23 +45,27 @@ from jax_tp.models.common import build_blocks, check_inputs
 __all__ = ["PLANS", "STYLES", "Llama", "build", "check_inputs"]
 
 PLANS = {
-    "megatron": Plan(
+    plan: Plan(
         x=P(None, None),
         y=P(),
         inputs={"labels": P(None, None)},
         children={
-            "embed": embedding.PLANS["vocab_parallel"],
-            "block": block.PLANS["megatron"],
-            "norm": norm.PLANS["replicated"],
-            "head": linear.PLANS["column_parallel"],
+            "embed": embedding.PLANS[embed],
+            "block": block.PLANS[plan],
+            "norm": norm.PLANS[normed],
+            "head": linear.PLANS[head],
             "loss": cross_entropy.PLANS["vocab_parallel"],
         },
-    ),
+    )
+    for plan, embed, normed, head in (
+        ("megatron", "vocab_parallel", "replicated", "column_parallel"),
+        ("sequence_parallel", "sequence_parallel", "sequence_parallel", "column_sequence_parallel"),
+    )
 }
 
 
 class Llama(nnx.Module):
-    """The layers in the given style; what lies between them is whole on every device."""
+    """The layers in the given style; what lies between them has the layout of the blocks."""
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class Family:
     ids: Mapping[str, str] = field(default_factory=dict)  # inputs that are ids: the dim letter of their number
     ignored: Mapping[str, int] = field(default_factory=dict)  # of these inputs: the id of those that do not count
     in_float32: tuple[str, ...] = ()  # tensors that are float32 in bfloat16 cases
+    inside: Mapping[str, str] = field(default_factory=dict)  # tensors that no device reports, in the same notation
     axes: tuple[str, ...] = ()  # mesh axes that it runs on without a tensor sharded over them
     styles: tuple[str, ...] = STYLES
     left_out: tuple[tuple[str, str], ...] = ()  # (style, numerics) in which a framework departs from the plan
@@ -176,7 +177,8 @@ def check_pairs(family: Family, variant: Variant, dims: Mapping[str, int]) -> No
 
 def check_divisible(family: Family, dims: Mapping[str, int], mesh: Mapping[str, int]) -> None:
     """Raise CaseError for a dim that is not a multiple of what it has to be, or of a mesh that fits the family."""
-    layouts = {name: parse_layout(text) for name, text in family.tensors.items()}
+    tensors = {**family.tensors, **family.inside}
+    layouts = {name: parse_layout(text) for name, text in tensors.items()}
     where = f"{family.layer}/{family.plan}"
     for letter, of in family.multiples.items():
         if dims[letter] % dims[of]:
@@ -193,5 +195,5 @@ def check_divisible(family: Family, dims: Mapping[str, int], mesh: Mapping[str, 
                 sizes = " or ".join(str(fits) for fits in (below, below + ways) if fits)
                 raise CaseError(
                     f"{where}: {'x'.join(dim.axes)}={ways} does not divide {dim.sharded}={size} of {name}"
-                    f" [{family.tensors[name]}]; {dim.sharded}={sizes} would work"
+                    f" [{tensors[name]}]; {dim.sharded}={sizes} would work"
                 )

@@ -126,7 +126,7 @@ FAMILIES = tuple(
     beside(inner, axis, names)
     for inner, names in (
         (block.family(block.FAMILIES, "megatron"), ("gpt", "llama")),
-        *((family, ("gpt2", "llama3")) for family in models.FAMILIES if family.layer != "models.bert"),
+        *((family, ("gpt2", "llama3")) for family in (models.gpt(), models.llama())),
     )
     for axis in ("dp", "fsdp")
 )

@@ -4,10 +4,18 @@ The vocabulary is padded as in the cases of the embedding. The logits of the pad
 that leaves them out.
 """
 
+from parity.cases.embedding import DIMS, DIMS_SP, SEQUENCE_PARALLEL
 from parity.cases.family import NUMERICS, Family, Variant
 from parity.cases.notation import Expected
 
-DIMS = {"B": 3, "S": 5, "D": 24, "V": 36, "N": 30}
+LOSS = Expected("all_reduce", "tp", "forward", "1", "the loss sums over the logits of all devices", of_loss=True)
+VARIANTS = (Variant("one_table", {}, NUMERICS, ("embed.table",), sizes={"num_ids": "N"}),)
+
+# The head of a model whose tokens are shared out.
+HEAD_SP = (
+    Expected("all_gather", "tp", "forward", "B*S*D", "head: each device has its own logits, of all tokens"),
+    Expected("reduce_scatter", "tp", "backward", "B*S*D", "head: dh = dlogits w^T sums over V, for the own tokens"),
+)
 
 FAMILIES = (
     Family(
@@ -16,11 +24,21 @@ FAMILIES = (
         dims=DIMS,
         tensors={"x": "B S", "y": "B S V@tp", "embed.table": "V@tp D"},
         collectives=(
-            Expected("all_reduce", "tp", "forward", "1", "the loss sums over the logits of all devices", of_loss=True),
+            LOSS,
             Expected("all_reduce", "tp", "forward", "B*S*D", "each device has its own ids' rows, 0 for others"),
             Expected("all_reduce", "tp", "backward", "B*S*D", "dh = dy table sums over V, which is sharded"),
         ),
-        variants=(Variant("one_table", {}, NUMERICS, ("embed.table",), sizes={"num_ids": "N"}),),
+        variants=VARIANTS,
+        ids={"x": "N"},
+    ),
+    Family(
+        layer="tied",
+        plan="sequence_parallel",
+        dims=DIMS_SP,
+        tensors={"x": "B S", "y": "B S V@tp", "embed.table": "V@tp D"},
+        inside={"h": "B S@tp D"},
+        collectives=(LOSS, *SEQUENCE_PARALLEL, *HEAD_SP),
+        variants=VARIANTS,
         ids={"x": "N"},
     ),
 )

@@ -65,7 +65,6 @@ DIFFERENCES = (
     Difference("norm.py", "AutoLayerNorm.__call__", "", "x_BSD", HOOKS),
     Difference("norm.py", "AutoRmsNorm.__call__", "", "x_BSD", HOOKS),
     Difference("embedding.py", "PlainEmbedding", "device, state", "", "As for PlainLinear."),
-    Difference("embedding.py", "AutoEmbedding.__call__", "", "x_BS", HOOKS),
     Difference("embedding.py", "shard_gradient", "weight", "", "XLA gives each device the rows of its own shard."),
     Difference(
         "attention.py", "constant", "array, like", "", "DTensors mix only with DTensors; JAX takes NumPy arrays."

@@ -100,3 +100,11 @@ def test_the_ignored_id_is_no_id_unless_it_is_said(layer: ModuleType) -> None:
         layer.check_ids("labels", ids, NUM_IDS)
     with pytest.raises(ValueError, match=r"^labels\[1\] is -100: ids are 0 to 9 \(or -1: ignored\)$"):
         layer.check_ids("labels", ids, NUM_IDS, ignored=-1)
+
+
+def test_a_sequence_that_cannot_be_shared_out_is_refused(layer: ModuleType) -> None:
+    layer.check_tokens(12, 4)
+    with pytest.raises(ValueError, match=r"^tp=4 does not divide the sequence of 10 tokens; 8 or 12 would work$"):
+        layer.check_tokens(10, 4)
+    with pytest.raises(ValueError, match=r"^tp=4 does not divide the sequence of 3 tokens; 4 would work$"):
+        layer.check_tokens(3, 4)

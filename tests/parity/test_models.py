@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from parity.cases import FAMILIES, Selection, cases_of
-from parity.cases.family import Family
+from parity.cases.family import CaseError, Family
 from parity.contract import Case
 from parity.inputs import make_inputs
 from parity.reference import evaluate, output
@@ -27,8 +30,14 @@ def model(name: str, dtype: str = "float64") -> tuple[Case, dict[str, np.ndarray
     return case, *arrays
 
 
-def family_of(name: str) -> Family:
-    return next(family for family in FAMILIES if family.layer == name)
+def family_of(name: str, plan: str = "megatron") -> Family:
+    return next(family for family in FAMILIES if (family.layer, family.plan) == (name, plan))
+
+
+def sent(family: Family) -> Counter[tuple[str, str, str]]:
+    """How many collectives of each pass, kind and size the formulas of the family's first case are."""
+    case = next(iter(cases_of(family, Selection(meshes=({"tp": 4},), numerics=("float64",)))))
+    return Counter((item.pass_, item.kind, item.elements) for item in family.expected(case))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -106,14 +115,41 @@ def test_the_bounds_see_faults_of_a_model(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_sends_what_its_layers_send_and_no_more(name: str) -> None:
     family = family_of(name)
-    case = next(iter(cases_of(family, Selection(meshes=({"tp": 4},), numerics=("float64",)))))
-    expected = family.expected(case)
-    kinds = {(item.pass_, item.elements): 0 for item in expected}
-    for item in expected:
-        kinds[item.pass_, item.elements] += 1
     num_blocks = len({key.split(".")[1] for key in family.tensors if key.startswith("blocks.")})
-    assert kinds == {
-        ("forward", "B*S*D"): 1 + 2 * num_blocks,
-        ("backward", "B*S*D"): 1 + 2 * num_blocks,
-        ("forward", "B*S"): 3,
+    assert sent(family) == {
+        ("forward", "all_reduce", "B*S*D"): 1 + 2 * num_blocks,
+        ("backward", "all_reduce", "B*S*D"): 1 + 2 * num_blocks,
+        ("forward", "all_reduce", "B*S"): 3,
     }
+
+
+# Under sequence parallelism: all-reduces of D of the last norms and in all blocks of L, and what else is for tokens.
+SMALL_SUMS = {"models.gpt": (2, 6), "models.bert": (5, 6), "models.llama": (1, 2)}
+OTHERS = {
+    "models.gpt": {("backward", "all_gather", "S*D"): 1},
+    "models.bert": {("backward", "all_gather", "S*D"): 1, ("backward", "all_reduce", "D*D"): 1},
+    "models.llama": {},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_under_sequence_parallelism_a_model_sends_what_its_docstring_says(name: str) -> None:
+    family = family_of(name, "sequence_parallel")
+    num_blocks = len({key.split(".")[1] for key in family.tensors if key.startswith("blocks.")})
+    each = {(pass_, kind, "B*S*D") for pass_ in ("forward", "backward") for kind in ("all_gather", "reduce_scatter")}
+    last, of_block = SMALL_SUMS[name]
+    assert sent(family) == {
+        **dict.fromkeys(each, 1 + 2 * num_blocks),
+        ("forward", "all_reduce", "B*S"): 3,
+        ("backward", "all_reduce", "D"): last + of_block * num_blocks,
+        **OTHERS[name],
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_sequence_that_tp_does_not_divide_is_refused_with_what_would_work(name: str) -> None:
+    wanted = Selection(meshes=({"tp": 4},), numerics=("float64",), dims={"S": 10})
+    next(iter(cases_of(family_of(name), replace(wanted, dims={"S": 7}))))
+    message = r"sequence_parallel: tp=4 does not divide S=10 of h \[B S@tp D\]; S=8 or 12 would work$"
+    with pytest.raises(CaseError, match=message):
+        next(iter(cases_of(family_of(name, "sequence_parallel"), wanted)))

@@ -10,16 +10,23 @@
     x_BS, labels_BS a device    [B, S]           ids, int64: no gradient; labels of -100 where nothing was masked
     table_VD, b_vocab_V         [V/tp, D], [V/tp]
     positions_CD a device       [C, D]           replicated, as w_head_DD [D, D], b_head and the norms
-    h_BSD a device              [B, S, D]
+    h_BSD a device              [B, S, D]        under sequence_parallel [B, S/tp, D]
     logits_BSV a device         [B, S, V/tp]     never gathered
     y                           []
-    forward                     1 + 2 L all-reduces of B*S*D, 3 of B*S
-    backward                    1 + 2 L all-reduces of B*S*D
+
+                megatron                              sequence_parallel
+    forward     1 + 2 L all-reduces of B*S*D,         1 + 2 L reduce-scatters and all-gathers of B*S*D,
+                3 of B*S                              3 all-reduces of B*S
+    backward    1 + 2 L all-reduces of B*S*D          1 + 2 L all-gathers and reduce-scatters of B*S*D,
+                                                      an all-gather of S*D, 5 + 6 L all-reduces of D, one of D*D
 
 The same as of GPT. The product with w_head is done by every device for all tokens: it would be two more all-reduces to
-share it. Inputs are one segment: BERT's vector of the first segment is part of the positions here.
+share it. Under sequence parallelism each does it for its own tokens, and the gradients of w_head and b_head are
+all-reduced, as those of the head's norm are. Inputs are one segment: BERT's vector of the first segment is part of the
+positions here.
 
-Sources: Devlin et al., https://arxiv.org/abs/1810.04805; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3.
+Sources: Devlin et al., https://arxiv.org/abs/1810.04805; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
+sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -28,46 +35,81 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.experimental import local_map
 from torch.nn.functional import linear
 
 from torch_tp import block, cross_entropy, mlp, norm, tied
+from torch_tp.collectives import copy_to_tp
 from torch_tp.layouts import Plan, child, place
 from torch_tp.models import gpt
 from torch_tp.models.common import build_blocks, check_inputs
 
-__all__ = ["PLANS", "STYLES", "Bert", "Dense", "VocabBias", "build", "check_inputs"]
+__all__ = ["DENSE", "PLANS", "STYLES", "Bert", "Dense", "ManualDense", "VocabBias", "build", "check_inputs"]
+
+REPLICATED = {"weight": Replicate(), "bias": Replicate()}
 
 PLANS = {
-    "megatron": Plan(
+    plan: Plan(
         x=Replicate(),
         y=Replicate(),
         inputs={"labels": Replicate()},
         children={
-            "tied": tied.PLANS["vocab_parallel"],
-            "positions": gpt.PLANS["megatron"].children["positions"],
-            "block": block.PLANS["megatron"],
-            "norm": norm.PLANS["replicated"],
-            "dense": Plan(x=Replicate(), y=Replicate(), params={"weight": Replicate(), "bias": Replicate()}),
+            "tied": tied.PLANS[table],
+            "positions": gpt.PLANS[plan].children["positions"],
+            "block": block.PLANS[plan],
+            "norm": norm.PLANS[normed],
+            "dense": Plan(
+                x=norm.PLANS[normed].x, y=norm.PLANS[normed].y, params={"weight": Replicate(), "bias": Replicate()}
+            ),
             "vocab": Plan(x=Shard(2), y=Shard(2), params={"bias": Shard(0)}),
             "loss": cross_entropy.PLANS["vocab_parallel"],
         },
-    ),
+    )
+    for plan, table, normed in (
+        ("megatron", "vocab_parallel", "replicated"),
+        ("sequence_parallel", "sequence_parallel", "sequence_parallel"),
+    )
 }
 
 
 class Dense(nn.Module):
-    """A linear of whole features by whole parameters, on every device: the same in all styles."""
+    """A linear of whole features by whole parameters, on every device, for all tokens or for its own."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
+        self.axis, self.plan = mesh, plan
         self.weight = nn.Parameter(place(state["w"].T, mesh, plan.params["weight"]))
         self.bias = nn.Parameter(place(state["b"], mesh, plan.params["bias"]))
 
     def forward(self, h_BSD: DTensor) -> DTensor:
-        return linear(h_BSD, self.weight, self.bias)
+        # Sends nothing; but backward this is where a gradient that is a sum over tokens becomes whole.
+        w, b = (param.redistribute(placements=[Replicate()]) for param in (self.weight, self.bias))
+        return linear(h_BSD, w, b)
+
+
+class ManualDense(Dense):
+    """Per-device code: f on the parameters, if each device has tokens of its own."""
+
+    def forward(self, h_BSD: DTensor) -> DTensor:
+        per_device = local_map(
+            self.body,
+            in_placements=([self.plan.x], [self.plan.params["weight"]], [self.plan.params["bias"]]),
+            out_placements=[self.plan.y],
+            device_mesh=self.axis,
+        )
+        return per_device(h_BSD, self.weight, self.bias)
+
+    def body(self, h: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if self.plan.x == Shard(1):  # h: [B, S/tp, D]
+            w, b = copy_to_tp(w, self.axis), copy_to_tp(b, self.axis)  # [D, D], [D]
+        return linear(h, w, b)
+
+
+DENSE = {"auto": Dense, "typed": Dense, "manual": ManualDense}
 
 
 class VocabBias(nn.Module):
@@ -82,7 +124,7 @@ class VocabBias(nn.Module):
 
 
 class Bert(nn.Module):
-    """The layers in the given style; what lies between them is whole on every device."""
+    """The layers in the given style; what lies between them has the layout of the blocks."""
 
     def __init__(
         self,
@@ -96,10 +138,10 @@ class Bert(nn.Module):
         super().__init__()
         plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.tied = tied.build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
-        self.positions = gpt.Positions(mesh, plans["positions"], child(state, "positions"))
+        self.positions = gpt.Positions(mesh, style, plans["positions"], child(state, "positions"))
         self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
         self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
-        self.head = Dense(mesh, plans["dense"], child(state, "head"))
+        self.head = DENSE[style](mesh, plans["dense"], child(state, "head"))
         self.act = mlp.ACTIVATIONS[options["activation"]]
         self.head_norm = norm.build(mesh, style, plans["norm"], child(state, "head_norm"), **normalisation)
         self.vocab = VocabBias(mesh, plans["vocab"], child(state, "vocab"))

@@ -1,4 +1,4 @@
-"""What all language models have: ids and labels to check, and a row of blocks."""
+"""What all models have: inputs to check, a row of blocks, and tokens that are shared out under sequence parallelism."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.experimental import local_map
 
 from torch_tp import block, cross_entropy, embedding
+from torch_tp.collectives import split_to_tp
 from torch_tp.layouts import Plan, child
 
 
@@ -25,3 +28,17 @@ def build_blocks(
     """The blocks "0", "1", ... of the state, as many as it has, with the options of `block.build`."""
     names = sorted({name.partition(".")[0] for name in state}, key=int)
     return nn.ModuleList([block.build(mesh, style, plan, child(state, name), **options) for name in names])
+
+
+def own_tokens(x: DTensor, dim: int, style: str) -> DTensor:
+    """The own part along `dim`, the tokens, of what is whole; backward an all-gather of the gradient (payload: x)."""
+    if style == "manual":
+        axis = x.device_mesh
+        split = local_map(
+            lambda whole: split_to_tp(whole, axis, dim),
+            in_placements=([Replicate()],),
+            out_placements=[Shard(dim)],
+            device_mesh=axis,
+        )
+        return split(x)
+    return x.redistribute(placements=[Shard(dim)])

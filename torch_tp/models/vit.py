@@ -96,8 +96,8 @@ class Vit(nn.Module):
         super().__init__()
         self.patch, self.whole = patch, plan.children["block"].y
         plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
-        self.embed = bert.Dense(mesh, plans["embed"], child(state, "embed"))
-        self.positions = gpt.Positions(mesh, plans["positions"], child(state, "positions"))
+        self.embed = bert.DENSE[style](mesh, plans["embed"], child(state, "embed"))
+        self.positions = gpt.Positions(mesh, style, plans["positions"], child(state, "positions"))
         self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
         self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
         self.head = linear.build(mesh, style, plans["head"], child(state, "head"))
