@@ -211,6 +211,6 @@ def build(
 
     Raises ValueError if tp does not divide the heads.
     """
-    check_heads(num_heads, num_kv_heads, mesh.size)
+    check_heads(num_heads, num_kv_heads, mesh.shape["tp"])
     size, group = state["o.w"].shape[0] // num_heads, num_heads // num_kv_heads
     return STYLES[style](mesh, plan, state, Heads(size, group, causal, rope_theta))

@@ -147,7 +147,7 @@ def build(
 
     Raises ValueError if tp does not divide the heads, or for contiguous columns with K < H.
     """
-    check_heads(num_heads, num_kv_heads, mesh.size)
+    check_heads(num_heads, num_kv_heads, mesh.shape["tp"])
     if is_contiguous(plan) and num_heads != num_kv_heads:
         raise ValueError(
             f"num_kv_heads={num_kv_heads}: contiguous q, k, v are of one size; take {num_heads}, or per_head"

@@ -10,10 +10,16 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 # Who starts the processes says who they are: torchrun (and our launcher), Open MPI, MPICH and PALS (Derecho), Slurm.
-# jax.distributed detects some of them itself, but not PALS.
+# jax.distributed detects some of them itself, but neither MPICH nor PALS.
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 WORLD_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
-LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
+LOCAL_RANK_VARIABLES = (
+    "LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "MPI_LOCALRANKID",
+    "SLURM_LOCALID",
+)
 
 
 def read_rank(names: tuple[str, ...], default: int) -> int:
@@ -31,7 +37,10 @@ def join(device: str, local_devices: int = 1) -> tuple[int, int]:
     Raises RuntimeError when there is no such device.
     """
     rank, world = read_rank(RANK_VARIABLES, 0), read_rank(WORLD_VARIABLES, 1)
-    host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
+    host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+    port += (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    )  # torchrun itself listens at the port that it names
     jax.config.update("jax_platforms", device)
     if device == "cpu":
         jax.config.update("jax_num_cpu_devices", local_devices)

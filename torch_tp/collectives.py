@@ -36,7 +36,7 @@ def _all_gather(x: torch.Tensor, axis: DeviceMesh, dim: int) -> torch.Tensor:
 
 
 def _reduce_scatter(x: torch.Tensor, axis: DeviceMesh, dim: int) -> torch.Tensor:
-    return funcol.wait_tensor(funcol.reduce_scatter_tensor(x.contiguous(), "sum", dim, (axis, 0)))
+    return funcol.wait_tensor(funcol.reduce_scatter_single(x.contiguous(), "sum", dim, (axis, 0)))
 
 
 def _own_part(x: torch.Tensor, axis: DeviceMesh, dim: int) -> torch.Tensor:

@@ -16,7 +16,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 # Who starts the processes says who they are: torchrun (and our launcher), Open MPI, MPICH and PALS (Derecho), Slurm.
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 WORLD_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
-LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
+LOCAL_RANK_VARIABLES = (
+    "LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "MPI_LOCALRANKID",
+    "SLURM_LOCALID",
+)
 
 
 def read_rank(names: tuple[str, ...], default: int) -> int:

@@ -146,6 +146,13 @@ DIFFERENCES = (
         "optimizer, values, count",
         "An Optax schedule is part of the optimizer, whose arrays are replaced, not written into.",
     ),
+    Difference(
+        "examples/common.py", "start_group", "()", "", "A JAX process can drive several devices, so one will do."
+    ),
+    Difference("examples/common.py", "use_all_devices", "", "device", "As for start_group."),
+    Difference("examples/common.py", "by_name", "names, tensors", "names, params", TRANSPOSED),
+    Difference("examples/common.py", "show_shards", "name, tensor, mesh", "name, array, mesh", "As for describe."),
+    Difference("examples/common.py", "whole", "tensor", "array", "As for describe."),
     Difference("tasks.py", "make_step", "", "case, mesh, arrays", COMPILED),
     Difference("tasks.py", "make_train_step", "", "case, mesh, arrays", COMPILED),
     Difference("tasks.py", "call_program", "", "case, jitted, arguments", COMPILED),

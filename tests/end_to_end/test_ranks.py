@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,9 @@ print(*join("cpu"), read_rank(LOCAL_RANK_VARIABLES, 0))
 leave()
 """
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
+MPIEXEC = {"mpich": ("mpiexec.mpich",), "openmpi": ("mpiexec.openmpi", "--allow-run-as-root", "--oversubscribe")}
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -33,12 +37,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def without_starter() -> dict[str, str]:
+    """The environment without what a starter of this very process may have set."""
+    known = {name for variables in STARTERS.values() for name in variables}
+    return {name: value for name, value in os.environ.items() if name not in known}
+
+
 @pytest.mark.parametrize("package", ["torch_tp", "jax_tp"])
 @pytest.mark.parametrize("starter", STARTERS)
 def test_rank_is_read_from_what_the_starter_sets(starter, package):
-    known = {name for variables in STARTERS.values() for name in variables}
-    clean = {name: value for name, value in os.environ.items() if name not in known}
-    clean["MASTER_PORT"] = str(free_port())
+    clean = without_starter() | {"MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(package=package)],
@@ -51,3 +59,26 @@ def test_rank_is_read_from_what_the_starter_sets(starter, package):
     ]
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert [line.splitlines()[-1] for line in said] == ["0 2 0", "1 2 1"]
+
+
+def mpiexec_of(starter: str) -> tuple[str, ...]:
+    """The starter's own command, with what it takes to run as root on a machine of few cores; skips without it."""
+    if shutil.which(MPIEXEC[starter][0]) is None:
+        pytest.skip(f"{MPIEXEC[starter][0]} is not installed: apt-get install mpich openmpi-bin")
+    return MPIEXEC[starter]
+
+
+@pytest.mark.parametrize(
+    ("starter", "package"),
+    [("torchrun", "jax_tp"), ("mpich", "torch_tp"), ("openmpi", "jax_tp"), ("openmpi", "torch_tp")],
+)
+def test_real_starters_make_a_group(starter, package):
+    """torchrun itself listens at the port that it names: JAX's coordinator has to take another one."""
+    start = TORCHRUN if starter == "torchrun" else (*mpiexec_of(starter), "-n", "2")
+    command = [*start, sys.executable, "-c", PROGRAM.format(package=package)]
+    meeting = {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=without_starter() | meeting, capture_output=True, text=True, timeout=100, check=False
+    )
+    said = sorted(line for line in done.stdout.splitlines() if not line.startswith("[Gloo]"))
+    assert (said, done.returncode) == (["0 2 0", "1 2 1"], 0), done.stderr[-2000:]

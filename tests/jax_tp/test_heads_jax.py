@@ -1,8 +1,11 @@
 """Which heads fit which devices."""
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
-from jax_tp import attention, replicated_kv
+from jax_tp import attention, fused_attention, replicated_kv
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "tp"), [(8, 8, 4), (8, 4, 4), (12, 3, 3), (6, 6, 1)])
@@ -19,6 +22,17 @@ def test_heads_that_do_not_fit_are_refused_with_what_would_work():
         attention.check_heads(8, 2, 4)
     with pytest.raises(ValueError, match="num_kv_heads=3 does not divide num_heads=8"):
         attention.check_heads(8, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "plan", "names"), [(attention, "megatron", "qkv"), (fused_attention, "per_head", ("qkv",))]
+)
+def test_heads_are_counted_against_tp_and_not_against_all_devices(layer, plan, names):
+    mesh = AbstractMesh((4, 2), ("fsdp", "tp"))
+    columns = 24 // len(names)
+    state = {f"{name}.w": jax.ShapeDtypeStruct((5, columns), jnp.float32) for name in names}
+    state["o.w"] = jax.ShapeDtypeStruct((8, 5), jnp.float32)
+    layer.build(mesh, "manual", layer.PLANS[plan], state, num_heads=2, num_kv_heads=2)
 
 
 def test_replicas_need_one_group_of_devices_for_each_head_of_keys():

@@ -1,0 +1,70 @@
+"""The four lessons print the same text in both packages, to the last digit, whoever starts them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from all_lessons import LESSONS
+from test_ranks import free_port, mpiexec_of, without_starter
+
+HERE = Path(__file__).parent
+
+
+def output(*command: str, **variables: str) -> str:
+    """What the command prints; it must end well. (JAX's Gloo says on stdout whom it is connected to.)"""
+    meeting = {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    environment = without_starter() | meeting | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return re.sub(r"^\[Gloo\].*\n", "", done.stdout, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def printed() -> dict[str, dict[str, str]]:
+    """What both packages print when plain Python starts them, by lesson; all four lessons in one group."""
+    path = os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", "")))
+    found = {}
+    for package in ("torch_tp", "jax_tp"):
+        text = output(sys.executable, "-m", "all_lessons", PYTHONPATH=path, LESSONS_OF=package)
+        found[package] = dict(part.split("\n", 1) for part in text.split("#")[1:])
+    return found
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_both_packages_print_the_same_text(printed, lesson):
+    assert printed["torch_tp"][lesson] == printed["jax_tp"][lesson]
+    assert len(re.findall(r"\d\.\d{6}", printed["jax_tp"][lesson])) >= 10  # and it is a text with figures in it
+
+
+def test_a_lesson_is_a_module_that_mpiexec_starts(printed):
+    mpiexec = mpiexec_of("mpich")
+    assert (
+        output(*mpiexec, "-n", "4", sys.executable, "-m", "jax_tp.examples.e02_mesh") == printed["jax_tp"]["e02_mesh"]
+    )
+
+
+@pytest.mark.parametrize("package", ["torch_tp", "jax_tp"])
+@pytest.mark.parametrize("wrong", [2.0 + 1e-11, np.nan])
+def test_a_lesson_that_is_off_ends_with_one_line(package, wrong, capsys, monkeypatch):
+    common = import_module(f"{package}.examples.common")
+    monkeypatch.setattr(common, "say", print)
+    common.check({"y": np.array([1.0, 2.0])}, {"y": np.array([1.0, 2.0 + 1e-15])})
+    assert capsys.readouterr().out == "    y: as the unsharded reference has them\n"
+    with pytest.raises(SystemExit, match=r"^y is off by .* from the unsharded reference, 2e-12 is allowed$"):
+        common.check({"y": np.array([1.0, wrong])}, {"y": np.array([1.0, 2.0])})
+
+
+@pytest.mark.parametrize("package", ["torch_tp", "jax_tp"])
+def test_another_number_of_processes_is_refused_in_one_line(package):
+    alone = without_starter() | {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", f"{package}.examples.e01_basic"]
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert re.search(r"^the lessons are for 4 (processes|devices), there are 1$", done.stderr, re.MULTILINE)
