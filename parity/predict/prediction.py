@@ -13,7 +13,7 @@ from parity.predict.request import Question
 from parity.step_contract import StepTrace
 
 SCHEMA_VERSION = 1
-NOT_COUNTED = "host time to dispatch and launch, late ranks, other jobs' traffic, reading data, logging and checkpoints"
+NOT_COUNTED = "a host too slow to keep the GPU busy, other jobs' traffic, reading data, logging and checkpoints"
 
 
 @dataclass(frozen=True)

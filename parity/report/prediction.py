@@ -21,7 +21,7 @@ from parity.report.terminal import duration
 BARS_FROM_WIDTH = 140  # columns; narrower terminals show no bars
 ABREAST_FROM_WIDTH = 100
 BAR_WIDTH = 24
-PASSES = ("forward", "backward", "optimizer")
+PASSES = ("forward", "backward", "optimizer", "step")
 
 
 def print_prediction(console: Console, prediction: Prediction) -> None:
@@ -193,7 +193,7 @@ def time_table(steps: dict[str, FrameworkStep], with_bars: bool) -> Table:
             table.add_row(pass_ if name == names[0] else "", name, *chain(*row))
         if names:
             table.add_section()
-    table.add_row("step", "", *chain(*(cells(cost.step, 0.0, 0.0) for cost in costs)), style="bold")
+    table.add_row("all", "", *chain(*(cells(cost.step, 0.0, 0.0) for cost in costs)), style="bold")
     return table
 
 
