@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 
 from rich import box
@@ -19,7 +20,7 @@ from parity.predict.prediction import NOT_COUNTED, utilization
 from parity.report.terminal import duration
 
 BARS_FROM_WIDTH = 140  # columns; narrower terminals show no bars
-ABREAST_FROM_WIDTH = 100
+UNBOUNDED = 1000  # columns: more than any table here takes
 BAR_WIDTH = 24
 PASSES = ("forward", "backward", "optimizer", "step")
 
@@ -34,18 +35,18 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
     steps = {name: step for name, step in prediction.steps.items() if step.cost is not None}
     if not steps:
         return
-    # Where both do not fit abreast, one after the other.
-    abreast = [steps] if console.width >= ABREAST_FROM_WIDTH else [{name: step} for name, step in steps.items()]
-    title = "Collectives of one GPU, as if nothing ran beside them (~ overlapped)"
-    for some in abreast:
-        print_table(console, title, ledger_table(some))
+    print_abreast(
+        console,
+        "Collectives of one GPU, as if nothing ran beside them (~ overlapped)",
+        ledger_table,
+        steps,
+    )
     if any(step.fit for step in steps.values()):
         memory = size_text(question.machine.gpu.memory_bytes)
         kept = f"{size_text(RESERVED_BYTES)} of them kept for CUDA and NCCL"
         print_table(console, f"Memory of one GPU at the step's peak: of {memory}, {kept}", memory_table(steps))
     with_bars = console.width >= BARS_FROM_WIDTH
-    for some in abreast:
-        print_table(console, "Time of a step, predicted", time_table(some, with_bars))
+    print_abreast(console, "Time of a step, predicted", partial(time_table, with_bars=with_bars), steps)
     print_rates(console, question, steps)
     print_notes(console, steps)
 
@@ -55,6 +56,16 @@ def print_skipped(console: Console, predictions: Iterable[Prediction]) -> None:
     named = [(name, step.skipped) for one in predictions for name, step in one.steps.items() if step.skipped]
     for name, reason in dict.fromkeys(named):
         console.print(f"[yellow]no {name}:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+
+
+def print_abreast(
+    console: Console, title: str, table: Callable[[dict[str, FrameworkStep]], Table], steps: dict[str, FrameworkStep]
+) -> None:
+    """Both frameworks in one table, or where that is too wide one after the other."""
+    both = table(steps)
+    fits = console.measure(both, options=console.options.update(width=UNBOUNDED)).maximum <= console.width
+    for one in [both] if fits else [table({name: step}) for name, step in steps.items()]:
+        print_table(console, title, one)
 
 
 def print_table(console: Console, title: str, table: Table) -> None:

@@ -37,32 +37,28 @@ def print_sweep(console: Console, choices: Sequence[Choice], title: str) -> None
 def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
     """Mesh, link and cost of one all-reduce of the activations; memory and step time of each framework."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("", "mesh", "link"):
-        table.add_column(name, no_wrap=True)
+    has_names = any(choice.name not in mesh_text(choice.question.mesh) for choice in choices)
+    if has_names:
+        table.add_column("plan", no_wrap=True)
+    table.add_column("mesh")  # may wrap between its axes
+    table.add_column("link", no_wrap=True)
     for name in ("all-\nreduce", "time\nof one", "of the\nstep", *(f"{name}\npeak" for name in FRAMEWORKS)):
         table.add_column(name, justify="right", no_wrap=True)
     for name in FRAMEWORKS:
         table.add_column(f"{name}\nstep", justify="right", no_wrap=True)
     for choice, verdict in zip(choices, found, strict=True):
-        style = STYLE[verdict.word]
-        if choice.refused:
-            table.add_row(choice.name, mesh_text(choice.question.mesh), "-", *("-",) * 7, style=style)
-            continue
-        one = all_reduce_of(choice.question)
-        share = choice.share_of_tensor_axes()
-        sent = [size_text(activation_bytes(choice.question)), duration(one.seconds)] if one else ["-", "-"]
-        steps = [choice.prediction.steps.get(name) if choice.prediction else None for name in FRAMEWORKS]
-        table.add_row(
-            choice.name,
-            mesh_text(choice.question.mesh),
-            tensor_link(choice.question),
-            *sent,
-            f"{share:.0%}",
-            *(_peak(step) for step in steps),
-            *(_seconds(step) for step in steps),
-            style=style,
-        )
+        mesh = mesh_text(choice.question.mesh).replace(",", ", ")
+        cells = ["-"] * 8 if choice.refused else _sweep_cells(choice)
+        table.add_row(*([choice.name] if has_names else []), mesh, *cells, style=STYLE[verdict.word])
     return table
+
+
+def _sweep_cells(choice: Choice) -> list[Text | str]:
+    one = all_reduce_of(choice.question)
+    sent = [size_text(activation_bytes(choice.question)), duration(one.seconds)] if one else ["-", "-"]
+    steps = [choice.prediction.steps.get(name) if choice.prediction else None for name in FRAMEWORKS]
+    link, share = tensor_link(choice.question), f"{choice.share_of_tensor_axes():.0%}"
+    return [link, *sent, share, *(_peak(step) for step in steps), *(_seconds(step) for step in steps)]
 
 
 def _peak(step: FrameworkStep | None) -> Text:

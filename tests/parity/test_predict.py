@@ -19,6 +19,7 @@ from parity.predict.crossover import crossover, first_win
 from parity.predict.sweep import Choice, tp_choices, verdicts
 from parity.presets import load_preset
 from parity.report.prediction import print_prediction
+from parity.report.sweep import print_advice, print_crossover, print_sweep
 from parity.step_contract import StepTrace
 
 LLAMA = ("--model", "llama3-8b", "--batch", "8", "--seq", "4096")
@@ -73,12 +74,17 @@ def test_json_adds_up_and_says_that_it_is_predicted(call):
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])
-def test_tables_name_everything_and_cut_nothing_off(columns):
+@pytest.mark.parametrize("model", ["llama3-8b", "llama3-70b"])
+def test_tables_name_everything_and_cut_nothing_off(columns, model):
     console = Console(width=columns, file=StringIO())
-    request = question().request()
-    print_prediction(console, predict(question(), {name: answer(name, request) for name in ("torch", "jax")}))
+    asked = replace(question(), preset=load_preset(model))
+    print_prediction(console, predict(asked, {name: answer(name, asked.request()) for name in ("torch", "jax")}))
+    print_sweep(console, predicted(tp_choices(asked)), "by degree")
+    print_advice(console, advise(asked, predicted(tp_choices(asked))))
+    print_crossover(console, crossover(asked), 4096)
     text = console.file.getvalue()
-    for word in ("all_reduce", "network", "activations", "fits", "tokens/s a GPU", "predicted", "not counted"):
+    for word in ("all_reduce", "network", "activations", "fits", "tokens/s a GPU", "predicted", "not counted",
+                 "avoid", "fast link", "2D gathered"):  # fmt: skip
         assert word in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= columns
