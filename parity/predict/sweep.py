@@ -41,6 +41,18 @@ class Choice:
         """In every framework that could be traced."""
         return all(step.fit.fits for step in self.steps if step.fit)
 
+    def tensor_traffic(self) -> tuple[float, float]:
+        """Bytes that a GPU sends along the tensor-parallel axes, and seconds; the mean of the frameworks."""
+        own = [
+            one
+            for step in self.steps
+            if step.cost
+            for one in step.cost.collectives
+            if set(one.entry.axis.split("+")) & set(TENSOR_AXES)
+        ]
+        number = max(len(self.steps), 1)
+        return sum(one.wire_bytes for one in own) / number, sum(one.time.seconds for one in own) / number
+
     def share_of_tensor_axes(self) -> float:
         """Of the step, the collectives of the tensor-parallel axes that show, the mean of the frameworks."""
         shares = []
@@ -160,6 +172,7 @@ def sweep_json(choices: Iterable[Choice]) -> list[dict[str, Any]]:
             one["link"] = tensor_link(choice.question)
             one["all_reduce_bytes"] = activation_bytes(choice.question)
             one["all_reduce"] = None if all_reduce is None else all_reduce.to_json()
+            one["tensor_parallel_wire_bytes"], one["tensor_parallel_s"] = choice.tensor_traffic()
             one["tensor_parallel_share"] = choice.share_of_tensor_axes()
         one["prediction"] = choice.prediction.to_json() if choice.prediction else None
         rows.append(one)

@@ -42,20 +42,26 @@ def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
         table.add_column("plan", no_wrap=True)
     table.add_column("mesh")  # may wrap between its axes
     table.add_column("link", no_wrap=True)
-    for name in ("all-\nreduce", "time\nof one", "of the\nstep", *(f"{name}\npeak" for name in FRAMEWORKS)):
+    sent = ("sent by\nits axes", "\ntime") if has_names else ("all-\nreduce", "time\nof one")
+    for name in (*sent, "of the\nstep", *(f"{name}\npeak" for name in FRAMEWORKS)):
         table.add_column(name, justify="right", no_wrap=True)
     for name in FRAMEWORKS:
         table.add_column(f"{name}\nstep", justify="right", no_wrap=True)
     for choice, verdict in zip(choices, found, strict=True):
         mesh = mesh_text(choice.question.mesh).replace(",", ", ")
-        cells = ["-"] * 8 if choice.refused else _sweep_cells(choice)
+        cells = ["-"] * 8 if choice.refused else _sweep_cells(choice, has_names)
         table.add_row(*([choice.name] if has_names else []), mesh, *cells, style=STYLE[verdict.word])
     return table
 
 
-def _sweep_cells(choice: Choice) -> list[Text | str]:
-    one = all_reduce_of(choice.question)
-    sent = [size_text(activation_bytes(choice.question)), duration(one.seconds)] if one else ["-", "-"]
+def _sweep_cells(choice: Choice, of_plan: bool) -> list[Text | str]:
+    """Of a plan all that its axes send, of a degree one all-reduce."""
+    if of_plan:
+        num_bytes, seconds = choice.tensor_traffic()
+        sent = [size_text(num_bytes), duration(seconds)]
+    else:
+        one = all_reduce_of(choice.question)
+        sent = [size_text(activation_bytes(choice.question)), duration(one.seconds)] if one else ["-", "-"]
     steps = [choice.prediction.steps.get(name) if choice.prediction else None for name in FRAMEWORKS]
     link, share = tensor_link(choice.question), f"{choice.share_of_tensor_axes():.0%}"
     return [link, *sent, share, *(_peak(step) for step in steps), *(_seconds(step) for step in steps)]
