@@ -6,6 +6,8 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -62,8 +64,14 @@ def fake_group(num_devices: int) -> Iterator[None]:
     Source: torch/testing/_internal/distributed/fake_pg.py, torch/_subclasses/fake_tensor.py
     """
     dist.init_process_group("fake", rank=0, world_size=num_devices, store=FakeStore())
+    new_mesh = DeviceMesh.__init__
+
+    def of_real_ranks(mesh: DeviceMesh, *args: Any, **kwargs: Any) -> None:
+        with unset_fake_temporarily():  # also the meshes that DTensor and `fully_shard` make of ours
+            new_mesh(mesh, *args, **kwargs)
+
     try:
-        with FakeTensorMode():
+        with FakeTensorMode(), patch.object(DeviceMesh, "__init__", of_real_ranks):
             yield
     finally:
         _make_mesh.cache_clear()
