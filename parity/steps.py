@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from parity.cases.family import Family
+from parity.cases.family import CaseError, Family
 from parity.cases.notation import shape_of
 from parity.contract import read_events
 from parity.hlo import read_collectives
@@ -23,13 +23,24 @@ STEP_LIMIT_S = 600.0
 
 
 def family_of_request(request: StepRequest) -> Family:
-    """The layouts and formulas of the request's model, with as many blocks."""
-    return FAMILIES[request.layer](request.dims["L"], plan=request.plan)
+    """The layouts and formulas of the request's model, with as many blocks. Raises CaseError for a plan it has not."""
+    num_blocks = request.dims["L"]
+    if request.layer == "models.vit":
+        if request.plan != "megatron":
+            raise CaseError(f"models.vit: the plan {request.plan!r} is unknown; there is megatron")
+        return FAMILIES["models.vit/classes" if "N" in request.dims else "models.vit/field"](num_blocks)
+    return FAMILIES[request.layer](num_blocks, plan=request.plan)
 
 
 def make_order(request: StepRequest) -> StepOrder:
-    """The request with the global shapes of parameters and batch."""
+    """The request with the global shapes of parameters and batch.
+
+    Rows of the table are padded to what fsdp and tp can cut, as training scripts do it.
+    """
     family = family_of_request(request)
+    if "V" in request.dims:
+        ways = request.mesh.get("fsdp", 1) * request.mesh.get("tp", 1)
+        request = replace(request, dims={**request.dims, "V": -(-request.dims["V"] // ways) * ways})
     (variant,) = family.variants
     params = {name: shape_of(family.tensors[name], request.dims) for name in variant.params}
     batch = {name: shape_of(family.tensors[name], request.dims) for name in family.batch}
