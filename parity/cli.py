@@ -19,6 +19,7 @@ from parity.cases import SUITES, matches, select
 from parity.cases.family import NUMERICS, TRAINING, Selection
 from parity.cli_calibrate import calibrate
 from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes, progress_bar
+from parity.cli_partitioners import partitioners
 from parity.cli_predict import advise_step, predict_step
 from parity.compare import compare
 from parity.contract import FRAMEWORKS, Case
@@ -197,6 +198,7 @@ def show(case_id: Annotated[str, typer.Argument(metavar="CASE", help="A case id,
 
 
 app.command()(calibrate)
+app.command()(partitioners)
 app.command("predict")(predict_step)
 app.command("advise")(advise_step)
 

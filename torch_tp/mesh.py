@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 # Who starts the processes says who they are: torchrun (and our launcher), Open MPI, MPICH and PALS (Derecho), Slurm.
@@ -63,15 +64,15 @@ def fake_group(num_devices: int) -> Iterator[None]:
     where this process has joined no group.
     Source: torch/testing/_internal/distributed/fake_pg.py, torch/_subclasses/fake_tensor.py
     """
+    size_and_offset = _StridedShard.local_shard_size_and_offset
+
+    def from_values(*args: Any, **kwargs: Any) -> Any:  # it reads the offsets off an index tensor
+        with unset_fake_temporarily():
+            return size_and_offset(*args, **kwargs)
+
     dist.init_process_group("fake", rank=0, world_size=num_devices, store=FakeStore())
-    new_mesh = DeviceMesh.__init__
-
-    def of_real_ranks(mesh: DeviceMesh, *args: Any, **kwargs: Any) -> None:
-        with unset_fake_temporarily():  # also the meshes that DTensor and `fully_shard` make of ours
-            new_mesh(mesh, *args, **kwargs)
-
     try:
-        with FakeTensorMode(), patch.object(DeviceMesh, "__init__", of_real_ranks):
+        with FakeTensorMode(), patch.object(_StridedShard, "local_shard_size_and_offset", from_values):
             yield
     finally:
         _make_mesh.cache_clear()

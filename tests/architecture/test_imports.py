@@ -15,6 +15,11 @@ FORBIDDEN = {
 ROOMS = {
     "parity/contract.py": ("parity",),
     "parity/step_contract.py": ("parity",),
+    "parity/question_contract.py": tuple(
+        f"parity.{path.stem}"
+        for path in (ROOT / "parity").iterdir()
+        if path.stem not in ("contract", "question_contract", "__init__", "__pycache__")
+    ),
     # Workers import it: of the harness it may know the contract only, or it would bring the harness into them.
     "parity/checkpoint_format.py": tuple(
         f"parity.{path.stem}"
@@ -57,10 +62,12 @@ def test_package_does_not_import_what_it_must_not_know(package):
 # Who imports what of the harness: a checkpoint's files are the same from both, so their format is written once. What
 # XLA's partitioner sends stands in the text of the compiled program only.
 KNOWN = {
-    "worker.py": ("parity.contract", "parity.step_contract"),
-    "steps.py": ("parity.step_contract",),
+    "worker.py": ("parity.contract",),
     "tasks.py": ("parity.contract",),
     "checkpoint.py": ("parity.contract", "parity.checkpoint_format"),
+    "questions.py": ("parity.contract", "parity.question_contract"),
+    "partitioners.py": ("parity.question_contract",),
+    "chain.py": ("parity.question_contract",),
     "e03_grid.py": ("parity.hlo",),
 }
 

@@ -1,0 +1,79 @@
+"""What XLA's partitioner inserts into a program, given how its operands are laid out; compiled for A100s, without any.
+
+A program is a function of whole arrays. XLA looks at all of it at once: Shardy propagates the layouts from operands and
+results to every operation, the partitioner inserts what it takes to get from one to the next.
+
+Sources: https://openxla.org/shardy/propagation, https://docs.jax.dev/en/latest/aot.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.stages import Compiled
+
+from jax_tp.mesh import make_mesh
+from jax_tp.trace import A100_OPTIONS, a100_devices
+from parity.question_contract import Letters, PartitionQuestion
+
+PROGRAMS: dict[str, Callable[..., jax.Array]] = {
+    "matmul": lambda x, w: x @ w,
+    "linear": lambda x, w, b: x @ w + b,
+    "scores": lambda q, k: jnp.einsum("bhqe,bhke->bhqk", q, k),
+    "add": lambda x, z: x + z,
+    "sum_rows": lambda x: x.sum(0),
+    "sum_columns": lambda x: x.sum(1),
+    "sum_all": lambda x: x.sum(),
+    "softmax": lambda x: jax.nn.softmax(x, axis=1),
+}
+
+
+def layout_of(letters: Letters, axes: tuple[str, ...]) -> P:
+    """("S0", "R"), ("x", "y") -> P("x"): the mesh axes that shard each dim."""
+    dims = max((int(letter[1:]) + 1 for letter in letters if letter != "R"), default=0)
+    pairs = list(zip(letters, axes, strict=True))
+    return P(*(tuple(axis for letter, axis in pairs if letter == f"S{dim}") or None for dim in range(dims)))
+
+
+def letters_of(layout: P, axes: tuple[str, ...]) -> Letters:
+    """The inverse of `layout_of`."""
+    names = [(entry,) if isinstance(entry, str) else entry or () for entry in layout]
+    where = {axis: f"S{dim}" for dim, entry in enumerate(names) for axis in entry}
+    return tuple(where.get(axis, "R") for axis in axes)
+
+
+def operand(mesh: Mesh, shape: tuple[int, ...], layout: P, dtype: str) -> jax.ShapeDtypeStruct:
+    """An array without values, laid out over the mesh."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, layout))
+
+
+def partition(question: PartitionQuestion) -> tuple[Compiled, Letters]:
+    """The program compiled for A100s, and the layout of the result.
+
+    Raises what JAX raises where it does not take the layouts.
+    """
+    mesh = make_mesh(question.mesh, AxisType.Auto, a100_devices(question.num_devices))
+    layouts = (layout_of(letters, mesh.axis_names) for letters in question.layouts)
+    operands = [operand(mesh, *one, question.dtype) for one in zip(question.shapes, layouts, strict=True)]
+    wanted = None if question.output is None else NamedSharding(mesh, layout_of(question.output, mesh.axis_names))
+    program = jax.jit(PROGRAMS[question.program], out_shardings=wanted)
+    with jax.set_mesh(mesh):
+        compiled = program.lower(*operands).compile(compiler_options=A100_OPTIONS)
+    return compiled, letters_of(compiled.output_shardings.spec, mesh.axis_names)
+
+
+def why_types_refuse(question: PartitionQuestion) -> str:
+    """Why the program is no program with explicit shardings, in one line, or "" if it is: types are never ambiguous."""
+    mesh = make_mesh(question.mesh, AxisType.Explicit, a100_devices(question.num_devices))
+    layouts = (layout_of(letters, mesh.axis_names) for letters in question.layouts)
+    operands = [operand(mesh, *one, question.dtype) for one in zip(question.shapes, layouts, strict=True)]
+    try:
+        with jax.set_mesh(mesh):
+            jax.eval_shape(PROGRAMS[question.program], *operands)
+    except Exception as error:  # ShardingTypeError and ValueError, by operation
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""

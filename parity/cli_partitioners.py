@@ -1,0 +1,91 @@
+"""The command `parity partitioners`: what DTensor and XLA insert into a program, in every layout of its operands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from parity.ask import ask
+from parity.cli_calibrate import print_json
+from parity.cli_common import RefusedError, console, one_line_errors, parse_sizes, progress_bar
+from parity.partitioners import DIMS, MESH, PROGRAMS, Row, explicit_products, questions_of, rows_of, summary_of
+from parity.received import received_bytes
+from parity.report.partitioners import LEGEND, print_explicit, print_program, summary_line
+from parity.run import worker_commands
+
+Programs = Annotated[list[str] | None, typer.Argument(metavar="[PROGRAM]...", help=f"Of {', '.join(PROGRAMS)}.")]
+
+
+def partitioners(
+    programs: Programs = None,
+    dims: Annotated[str | None, typer.Option(help=f"Other sizes than {DIMS}, e.g. M=1024,K=8192.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16 | float32 | float64")] = "bfloat16",
+    torch_python: Annotated[str, typer.Option(help="Interpreter that has torch.")] = sys.executable,
+    jax_python: Annotated[str, typer.Option(help="Interpreter that has jax and flax.")] = sys.executable,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of tables.")] = False,
+) -> None:
+    """Ask both partitioners about every combination of layouts on a 2 x 2 mesh; needs no device.
+
+    DTensor's propagation on a process group that is not there, as on GPUs; XLA's as it compiles for A100s (needs the
+    extra a100). Partial sums are made whole, the layout of the result is the partitioner's choice.
+
+    Exit codes: 0 done, 2 bad input, 3 a worker failed or ran out of time.
+    """
+    with one_line_errors():
+        names = programs or list(PROGRAMS)
+        if unknown := [name for name in names if name not in PROGRAMS]:
+            raise RefusedError(f"PROGRAM {unknown[0]!r}: there are {', '.join(PROGRAMS)}")
+        if dtype not in ("bfloat16", "float32", "float64"):
+            raise RefusedError(f"--dtype {dtype!r}: there are bfloat16, float32, float64")
+        given = parse_sizes(dims, "--dims") if dims else {}
+        if unknown := [name for name in given if name not in DIMS]:
+            raise RefusedError(f"--dims {unknown[0]}: there are {', '.join(DIMS)}")
+        sizes = {**DIMS, **given}
+        commands = worker_commands(torch_python, jax_python)
+        questions = questions_of(names, sizes, dtype)
+        with progress_bar(2 * len(questions)) as on_event, TemporaryDirectory(prefix="parity-") as scratch:
+            rows = rows_of(questions, ask(Path(scratch), questions, commands, on_event))
+        if refused := next((row.jax.refused for row in rows if "tp-parity[a100]" in row.jax.refused), ""):
+            raise RefusedError(f"XLA cannot be asked: {refused}")
+    by_program = {name: [row for row in rows if row.question.id.split("/")[0] == name] for name in names}
+    if as_json:
+        print_json(
+            {
+                "mesh": MESH,
+                "dims": sizes,
+                "summary": {"all": summary_of(rows), **{name: summary_of(own) for name, own in by_program.items()}},
+                "rows": [row.to_json() for row in rows],
+                "explicit": [
+                    {"algorithm": name, "x": x, "received_bytes": float(received_bytes(collectives, MESH))}
+                    for name, x, collectives in explicit_products(sizes, dtype)
+                ],
+            }
+        )
+        return
+    print_tables(by_program, sizes, dtype)
+
+
+def print_tables(by_program: Mapping[str, list[Row]], dims: Mapping[str, int], dtype: str) -> None:
+    """A table a program, then the totals."""
+    for name, rows in by_program.items():
+        print_program(console, f"{name}: {PROGRAMS[name].title}", rows)
+        if name == "matmul_to_blocks":
+            products = explicit_products(dims, dtype)
+            print_explicit(console, [(*one, received_bytes(one[2], MESH)) for one in products])
+    console.print(LEGEND, style="dim", highlight=False)
+    for name, rows in by_program.items():
+        console.print(summary_line(name, summary_of(rows)), soft_wrap=True, highlight=False)
+    everything = [row for rows in by_program.values() for row in rows]
+    total = summary_of(everything)
+    console.print(summary_line("all", total), style="bold", soft_wrap=True, highlight=False)
+    console.print(
+        f"DTensor on a CPU mesh gathers and keeps its chunk where a CUDA mesh issues the A2A shown here: "
+        f"{total['torch_differs_on_cpu']} rows",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -1,0 +1,118 @@
+"""Products x w_1 w_2 ... by one plan on a mesh of devices that are not there: what one device sends, and what it holds.
+
+    plan                  mesh     x [M, D]            w_1, w_3, ... [D, F]    w_2, w_4, ... [F, D]
+    megatron              tp       whole               columns over tp         rows over tp
+    sequence_parallel     tp       rows over tp        columns over tp         rows over tp
+    summa, cannon,        x, y     blocks (x, y)       blocks (x, y)           blocks (x, y)
+    gathered
+    stationary            x, y     blocks (y, x)       blocks (x, y)           blocks (y, x)
+
+The first two multiply by pairs: an MLP without its activation, which sends nothing.
+
+Sources: those of linear.py and grid/matmul.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from parity.question_contract import ChainQuestion
+from torch_tp.collectives import copy_to_tp, gather_from_sp, reduce_from_tp, reduce_scatter_to_sp
+from torch_tp.grid.product import Grid, multiply
+from torch_tp.mesh import make_mesh
+from torch_tp.trace import Call, RecordCollectives
+
+Axes = tuple[str | None, str | None]  # that shard the rows and the columns of a matrix
+LAYOUTS: dict[str, tuple[Axes, Axes, Axes]] = {  # of x, of w_1, of w_2
+    "megatron": ((None, None), (None, "tp"), ("tp", None)),
+    "sequence_parallel": (("tp", None), (None, "tp"), ("tp", None)),
+    "summa": (("x", "y"), ("x", "y"), ("x", "y")),
+    "cannon": (("x", "y"), ("x", "y"), ("x", "y")),
+    "gathered": (("x", "y"), ("x", "y"), ("x", "y")),
+    "stationary": (("y", "x"), ("x", "y"), ("y", "x")),
+}
+
+
+def layouts_of(plan: str, num_products: int) -> list[Axes]:
+    """The layouts of x, w_1, w_2, ..., and of the result."""
+    x, odd, even = LAYOUTS[plan]
+    ws = [(odd, even)[index % 2] for index in range(num_products)]
+    return [x, *ws, ws[-1] if plan == "stationary" else x]
+
+
+def multiply_all(x: torch.Tensor, ws: Sequence[torch.Tensor], mesh: DeviceMesh, plan: str, panel: int) -> torch.Tensor:
+    """The shard of x w_1 w_2 ... from those of x and of every w. Raises ValueError for half a pair of a 1D plan."""
+    if plan in ("megatron", "sequence_parallel"):
+        for up, down in zip(ws[::2], ws[1::2], strict=True):
+            x = copy_to_tp(x, mesh["tp"]) if plan == "megatron" else gather_from_sp(x, mesh["tp"], dim=0)
+            y = x @ up @ down
+            x = reduce_from_tp(y, mesh["tp"]) if plan == "megatron" else reduce_scatter_to_sp(y, mesh["tp"], dim=0)
+        return x
+    for index, w in enumerate(ws):
+        rows, columns = ("y", "x") if plan == "stationary" and index % 2 else ("x", "y")
+        x = multiply(x, w, Grid(mesh[rows], mesh[columns], plan, panel))
+    return x
+
+
+class HeldBytes(TorchDispatchMode):
+    """The bytes of all storages that were made inside and are alive: now (`held`), and at most (`peak`).
+
+    As an allocator counts that never splits or rounds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self._alive: dict[int, int] = {}  # storages -> their bytes
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._alive:
+            self._alive[storage._cdata] = storage.nbytes()
+            self.held += storage.nbytes()
+            self.peak = max(self.peak, self.held)
+            weakref.finalize(storage, self._freed, storage._cdata)
+
+    def _freed(self, key: int) -> None:
+        self.held -= self._alive.pop(key)
+
+
+class Traced(NamedTuple):
+    """What a device dispatches, and the peak of what it holds beside operands and results, in bytes."""
+
+    calls: list[Call]
+    temporary_bytes: int
+
+
+def chain(question: ChainQuestion) -> Traced:
+    """Run the products on shapes without values. Inside `fake_group`."""
+    mesh, (first, *_, last) = make_mesh(question.mesh, "cpu"), question.widths
+    shapes = [(question.rows, first), *itertools.pairwise(question.widths), (question.rows, last)]
+
+    def shard(shape: tuple[int, int], axes: Axes) -> torch.Tensor:
+        local = [size // (mesh[axis].size() if axis else 1) for size, axis in zip(shape, axes, strict=True)]
+        return torch.empty(local, dtype=getattr(torch, question.dtype))
+
+    *operands, cotangent = map(shard, shapes, layouts_of(question.plan, len(question.widths) - 1))
+    for tensor in operands:
+        tensor.requires_grad_(question.backward)
+    with RecordCollectives(mesh) as record, HeldBytes() as held:
+        y = multiply_all(operands[0], operands[1:], mesh, question.plan, question.panel)
+        results = [y, *(torch.autograd.grad(y, operands, cotangent) if question.backward else ())]
+    return Traced(record.calls, held.peak - sum(result.nbytes for result in results))
