@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, reshard
@@ -102,7 +101,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: Heads) -> jax.Array:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     scores = jnp.einsum("kbgse,kbte->kbgst", q, k).astype(wide) * E**-0.5
     if heads.causal:
-        later = np.triu(np.ones((S, S), bool), 1)
+        later = jnp.triu(jnp.ones((S, S), bool), 1)
         scores = jnp.where(later, -jnp.inf, scores)
     weights = jax.nn.softmax(scores, -1).astype(v.dtype)
     y = jnp.einsum("kbgst,kbte->kbgse", weights, v)

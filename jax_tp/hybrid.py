@@ -27,8 +27,9 @@ https://docs.jax.dev/en/latest/notebooks/shard_map.html#fsdp-tp.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -42,8 +43,10 @@ from jax.sharding import PartitionSpec as P
 from jax_tp.collectives import copy_to_tp, map_shards, reduce_from_tp
 from jax_tp.cross_entropy import IGNORED
 from jax_tp.layouts import Plan, State, child, place
+from jax_tp.models.common import Loop
 
 AXES = ("dp", "fsdp")
+Path = tuple[Any, ...]  # of a parameter in its module, e.g. ("blocks", 0, "norm1", "scale")
 
 
 # Results that are another view of their operand: to keep them would keep it.
@@ -110,12 +113,16 @@ class DataParallel(nnx.Module):
     def __init__(self, mesh: Mesh, axis: str, plan: Plan, inner: nnx.Module, is_mean: bool) -> None:
         self.axis, self.plan, self.is_mean = axis, plan, is_mean
         params = nnx.to_flat_state(nnx.state(inner, nnx.Param))
-        self.tp_specs = tuple(whole_spec(param.get_value()) for _, param in params)
+        self.tp_specs = specs_of(params)
         if axis == "fsdp":
             for path, param in params:
-                param.set_value(shard(param.get_value(), mesh, ".".join(map(str, path))))
+                param.set_value(shard(param.get_value(), mesh, path))
             nnx.update(inner, nnx.from_flat_state(params))
-        self.specs = tuple(whole_spec(param.get_value()) for _, param in params)
+        self.specs = specs_of(params)
+        for i, layer in enumerate(getattr(inner, "blocks", ())):
+            if isinstance(layer, Loop):
+                layer.gather = partial(self.gather_block, ("blocks", i, "block"))
+                layer.policy = is_kept if axis == "fsdp" else None
         self.inner = inner
 
     def __call__(self, *inputs: jax.Array) -> jax.Array:
@@ -123,13 +130,25 @@ class DataParallel(nnx.Module):
         paths, leaves = zip(*((path, param.get_value()) for path, param in nnx.to_flat_state(params)), strict=True)
 
         def forward(leaves: tuple[jax.Array, ...], *inputs: jax.Array) -> jax.Array:
-            whole = map(self.gather, leaves, self.specs, self.tp_specs)
+            whole = [
+                leaf if is_stacked(path) else self.gather(leaf, spec, tp_spec)
+                for path, leaf, (_, spec), (_, tp_spec) in zip(paths, leaves, self.specs, self.tp_specs, strict=True)
+            ]
             state = [(path, nnx.Param(leaf)) for path, leaf in zip(paths, whole, strict=True)]
             return self.combine(nnx.merge(graph, nnx.from_flat_state(state))(*inputs), inputs[-1])
 
         return self.map_parts(jax.checkpoint(forward, policy=is_kept) if self.axis == "fsdp" else forward)(
             leaves, *inputs
         )
+
+    def gather_block(self, prefix: tuple[Any, ...], params: nnx.State) -> nnx.State:
+        """The parameters of one block of a loop, made whole inside it, just before they are used."""
+        specs, tp_specs = dict(self.specs), dict(self.tp_specs)
+        state = []
+        for path, param in nnx.to_flat_state(params):
+            spec, tp_spec = (P(*known[*prefix, *path][1:]) for known in (specs, tp_specs))  # without L
+            state.append((path, nnx.Param(self.gather(param.get_value(), spec, tp_spec))))
+        return nnx.from_flat_state(state)
 
 
 class AutoDataParallel(DataParallel):
@@ -163,7 +182,8 @@ class ManualDataParallel(DataParallel):
 
     def map_parts(self, forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         inputs = (self.plan.x, *self.plan.inputs.values())
-        return map_shards(forward, in_specs=(self.specs, *inputs), out_specs=self.plan.y)
+        specs = tuple(spec for _, spec in self.specs)
+        return map_shards(forward, in_specs=(specs, *inputs), out_specs=self.plan.y)
 
 
 DATA_PARALLEL = {"auto": AutoDataParallel, "manual": ManualDataParallel}
@@ -175,13 +195,24 @@ def whole_spec(param: jax.Array | jax.ShapeDtypeStruct) -> P:
     return P(*spec, *[None] * (param.ndim - len(spec)))
 
 
-def shard(param: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh, name: str) -> jax.Array | jax.ShapeDtypeStruct:
+def specs_of(params: Sequence[tuple[Path, nnx.Param]]) -> tuple[tuple[Path, P], ...]:
+    """The PartitionSpec of each parameter, beside its path."""
+    return tuple((path, whole_spec(param.get_value())) for path, param in params)
+
+
+def is_stacked(path: Path) -> bool:
+    """Whether it is a parameter of all blocks of a loop, with a leading dim L."""
+    return "block" in path
+
+
+def shard(param: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh, path: Path) -> jax.Array | jax.ShapeDtypeStruct:
     """A parameter cut along its output dim over fsdp, within its tp shard: as `fully_shard` lays it out."""
-    dim = param.ndim - 1 if name.endswith("kernel") else 0
+    dim = param.ndim - 1 if path[-1] == "kernel" else int(is_stacked(path))
     spec = whole_spec(param)
     names = ("tp", "fsdp") if spec[dim] == "tp" else "fsdp"
     rows, size = param.shape[dim] // (mesh.shape["tp"] if spec[dim] else 1), mesh.shape["fsdp"]
     if rows % size:
+        name = ".".join(map(str, path))
         raise ValueError(f"fsdp={size} does not divide the {rows} outputs of {name} that a tp shard has")
     layout = P(*spec[:dim], names, *spec[dim + 1 :])
     if isinstance(param, jax.ShapeDtypeStruct):

@@ -52,10 +52,10 @@ COLLECTIVES = {
 def declared_collectives(closed: ClosedJaxpr, mesh: Mesh) -> list[Call]:
     """The collectives of a jaxpr, in program order: those inside `shard_map`. Other styles leave them to the compiler.
 
-    The body of a loop counts once: a caller that declares collectives in loops multiplies by the trip count.
+    What is in a `scan` counts as often as it runs, what is in a `while_loop`, whose trips nobody knows, once.
     """
     calls = []
-    for equation, stack in _equations(closed.jaxpr, ""):
+    for equation, stack, trips in _equations(closed.jaxpr, "", 1):
         if equation.primitive.name not in COLLECTIVES:
             continue
         kind, side = COLLECTIVES[equation.primitive.name]
@@ -66,15 +66,14 @@ def declared_collectives(closed: ClosedJaxpr, mesh: Mesh) -> list[Call]:
         if not axes:
             continue  # nothing leaves the device
         for array in getattr(equation, side):
-            calls.append(
-                Call(
-                    kind=kind,
-                    axis="+".join(axes),
-                    dtype=array.aval.dtype.name,
-                    payload_bytes=array.aval.size * array.aval.dtype.itemsize,
-                    pass_=_pass(stack),
-                )
+            call = Call(
+                kind=kind,
+                axis="+".join(axes),
+                dtype=array.aval.dtype.name,
+                payload_bytes=array.aval.size * array.aval.dtype.itemsize,
+                pass_=_pass(stack),
             )
+            calls += [call] * trips
     return calls
 
 
@@ -91,11 +90,11 @@ def _pass(stack: str) -> str:
     return "backward" if "transpose(" in stack else "forward"
 
 
-def _equations(jaxpr: Jaxpr, outer: str) -> Iterator[tuple[JaxprEqn, str]]:
-    """All equations, inner ones too, each with the stack of names and transformations that it stands in."""
+def _equations(jaxpr: Jaxpr, outer: str, trips: int) -> Iterator[tuple[JaxprEqn, str, int]]:
+    """All equations, inner ones too, each with the names and transformations that it stands in, and its trips."""
     for equation in jaxpr.eqns:
         stack = f"{outer}/{equation.source_info.name_stack}"
-        yield equation, stack
+        yield equation, stack, trips
         params = dict(equation.params)
         platforms = params.pop("branches_platforms", None)
         if platforms is not None:  # `lax.platform_dependent`: the branch that CUDA takes, or the default
@@ -103,7 +102,8 @@ def _equations(jaxpr: Jaxpr, outer: str) -> Iterator[tuple[JaxprEqn, str]]:
             params["branches"] = params["branches"][next(i for i, own in enumerate(names) if "cuda" in own)]
         for value in jax.tree.leaves(params, is_leaf=lambda v: isinstance(v, (Jaxpr, ClosedJaxpr))):
             if isinstance(value, (Jaxpr, ClosedJaxpr)):
-                yield from _equations(getattr(value, "jaxpr", value), stack)
+                length = equation.params["length"] if equation.primitive.name == "scan" else 1
+                yield from _equations(getattr(value, "jaxpr", value), stack, trips * length)
 
 
 def why_no_a100_compiler() -> str | None:
@@ -122,12 +122,12 @@ def why_no_a100_compiler() -> str | None:
     return None
 
 
-def a100_devices(num_devices: int) -> list[Any]:
+def a100_devices(num_devices: int, gpus_per_node: int = GPUS_PER_NODE) -> list[Any]:
     """Compile-only A100s: nodes of four, or of the most below four that fill all nodes (9 devices: three nodes of 3).
 
     Source: https://docs.jax.dev/en/latest/aot.html; the topology is "processes x nodes x GPUs" as XLA:GPU reads it.
     """
-    per_node = next(size for size in range(GPUS_PER_NODE, 0, -1) if num_devices % size == 0)
+    per_node = next(size for size in range(gpus_per_node, 0, -1) if num_devices % size == 0)
     topology = topologies.get_topology_desc(
         "",
         "cuda",

@@ -2,6 +2,7 @@
 
 RUN is the directory of the run, ORDERS a file with the ids of the cases to do. What comes out is in `parity.contract`.
 With `--role measure` the ids name collectives to time, KIND/RANKS/BYTES.
+With `--role steps` a single process traces whole steps, the orders in RUN/steps.json, for GPUs that are not there.
 With `--role trace` a single process compiles every case for A100s instead of running it.
 With `--role questions` a single process answers questions about devices that are not there.
 """
@@ -27,6 +28,7 @@ from jax_tp.layouts import describe
 from jax_tp.measure import measure
 from jax_tp.mesh import join, leave, make_mesh
 from jax_tp.questions import answer_all
+from jax_tp.steps import trace_step
 from jax_tp.tasks import MAKERS, PROGRAM, TASKS
 from jax_tp.trace import A100_OPTIONS, a100_devices, declared_collectives, why_no_a100_compiler
 from parity.contract import (
@@ -41,6 +43,7 @@ from parity.contract import (
     load_arrays,
     save_arrays,
 )
+from parity.step_contract import StepOrder, StepTrace
 
 AXIS_TYPES = {"auto": AxisType.Auto, "typed": AxisType.Explicit, "manual": AxisType.Auto}
 
@@ -108,6 +111,17 @@ def trace_case(case: Case, run: Path, skipped: str | None) -> Trace:
     return Trace(case.id, hlo, declared)
 
 
+def trace_order(order: StepOrder, run: Path) -> StepTrace:
+    """Compile a whole step for GPUs that are not there; the harness reads the program that is written here."""
+    if skipped := why_no_a100_compiler():
+        return StepTrace("jax", order.request.id, skipped=skipped)
+    trace, hlo = trace_step(order)
+    path = run / "jax" / "hlo" / f"{order.request.id.replace('/', '.')}.hlo"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(hlo)
+    return trace
+
+
 def measure_collective(case_id: str, rank: int, device: str) -> Measured:
     """Time the collective that `case_id` (KIND/RANKS/BYTES) names, over all ranks."""
     kind, _, payload_bytes = case_id.split("/")
@@ -143,6 +157,12 @@ def write_hlo(compiled: Any, case: Case, run: Path, target: str) -> str:
     return file
 
 
+def read_orders(run: Path) -> dict[str, StepOrder]:
+    """The steps to trace, by id."""
+    orders = map(StepOrder.from_json, json.loads((run / "steps.json").read_text())["orders"])
+    return {order.request.id: order for order in orders}
+
+
 def read_cases(run: Path) -> dict[str, Case]:
     """The cases of a run, by id."""
     return {data["id"]: Case.from_json(data) for data in json.loads((run / "run.json").read_text())["cases"]}
@@ -166,31 +186,34 @@ def main() -> int:
     parser.add_argument("orders", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--local-devices", type=int, default=1, help="that this process drives")
-    parser.add_argument("--role", choices=["ranks", "trace", "measure", "questions"], default="ranks")
+    parser.add_argument("--role", choices=["ranks", "trace", "measure", "steps", "questions"], default="ranks")
     arguments = parser.parse_args()
     watch_launcher()
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")  # IEEE float32 on A100s too, where JAX takes TF32
-    orders = json.loads(arguments.orders.read_text())["case_ids"]
-    if arguments.role == "questions":
+    role = arguments.role
+    ids = json.loads(arguments.orders.read_text())["case_ids"]
+    if role == "questions":
         jax.config.update("jax_platforms", "cpu")
-        answer_all(arguments.run, orders, {"python": platform.python_version(), "jax": jax.__version__})
+        answer_all(arguments.run, ids, {"python": platform.python_version(), "jax": jax.__version__})
         return 0
-    tracing, measuring = arguments.role == "trace", arguments.role == "measure"
-    if tracing:
+    is_alone = role in ("trace", "steps")
+    if is_alone:
         jax.config.update("jax_platforms", "cpu")
-        rank, skipped = 0, why_no_a100_compiler()
-    else:
-        rank, _ = join(arguments.device, arguments.local_devices)
-    cases = {} if measuring else read_cases(arguments.run)
-    log = EventLog(arguments.run / "jax" / ("trace.jsonl" if tracing else f"rank{rank}.jsonl"))
-    log.append("hello", environment=environment("cpu" if tracing else arguments.device))
-    for case_id in orders:
+    rank = 0 if is_alone else join(arguments.device, arguments.local_devices)[0]
+    skipped = why_no_a100_compiler() if role == "trace" else None
+    cases = read_cases(arguments.run) if role in ("ranks", "trace") else {}
+    orders = read_orders(arguments.run) if role == "steps" else {}
+    log = EventLog(arguments.run / "jax" / (f"{role}.jsonl" if is_alone else f"rank{rank}.jsonl"))
+    log.append("hello", environment=environment("cpu" if is_alone else arguments.device))
+    for case_id in ids:
         log.append("start", case=case_id)
         try:
-            if tracing:
+            if role == "trace":
                 log.append("trace", trace=trace_case(cases[case_id], arguments.run, skipped).to_json())
-            elif measuring:
+            elif role == "steps":
+                log.append("step", step=trace_order(orders[case_id], arguments.run).to_json())
+            elif role == "measure":
                 log.append("result", results=[measure_collective(case_id, rank, arguments.device).to_json()])
             else:
                 results = run_case(cases[case_id], arguments.run, arguments.device)
@@ -200,7 +223,7 @@ def main() -> int:
             log.append("error", case=case_id, message=f"{type(error).__name__}: {error}".splitlines()[0])
             sys.stderr.flush()
             os._exit(1)  # leaving in order would wait for peers that wait for us
-    if not tracing:
+    if not is_alone:
         leave()
     return 0
 

@@ -39,7 +39,7 @@ class Group:
     """What to start: the processes of one framework that drive `world` devices, or the one that only traces."""
 
     framework: str
-    role: str  # "ranks" or "trace"; "trace" has world 1
+    role: str  # "ranks", "trace" or "steps"; the last two have world 1
     world: int
     command: tuple[str, ...]  # up to and without RUN_DIR, e.g. ("python", "-m", "torch_tp.worker")
     device: str  # "cpu" or "cuda"
@@ -162,7 +162,7 @@ class _Run:
         group = self.group
         orders_file = self.folder / f"{group.role}-orders.json"
         orders_file.write_text(json.dumps({"case_ids": list(orders)}), encoding="utf-8")
-        flags = ["--device", group.device] if group.role == "ranks" else ["--role", "trace"]
+        flags = ["--device", group.device] if group.role == "ranks" else ["--role", group.role]
         if group.local_devices > 1:
             flags += ["--local-devices", str(group.local_devices)]
         command = (*group.command, str(self.run_dir), str(orders_file), *flags)
@@ -225,7 +225,7 @@ class _Run:
 
 
 def _log_names(role: str, processes: int) -> list[str]:
-    return ["trace"] if role == "trace" else [f"rank{rank}" for rank in range(processes)]
+    return [f"rank{rank}" for rank in range(processes)] if role == "ranks" else [role]
 
 
 def _silence_s(worker: Worker) -> float:

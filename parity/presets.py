@@ -17,7 +17,7 @@ from parity.cases.notation import shape_of
 FILE = Path(__file__).with_name("presets.toml")
 
 # By layer and plan: the family with a number of blocks.
-FAMILIES: dict[str, Callable[[int], Family]] = {
+FAMILIES: dict[str, Callable[..., Family]] = {
     "models.gpt": models.gpt,
     "models.bert": models.bert,
     "models.llama": models.llama,

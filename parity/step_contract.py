@@ -1,8 +1,9 @@
 """What crosses the border when a whole step of training is traced for a mesh of GPUs that nobody has at hand.
 
-The harness writes `requests.json` (the requests), each framework's worker (`--role steps`) answers each with one
-StepTrace, a line in `<framework>/steps.jsonl`. Everything in a trace is of ONE device of the mesh, from the shapes that
-it really has. Standard library only; workers import it, as they do `parity.contract`.
+The harness writes `steps.json` (the orders); each framework's worker (`--role steps`) answers each with one StepTrace,
+a line in `<framework>/steps.jsonl`. Everything in a trace is of ONE device of the mesh, from the shapes that it really
+has. JAX's worker writes the program that XLA compiled, and the harness reads collectives and operations from that.
+Standard library only; workers import it, as they do `parity.contract`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,24 @@ class StepRequest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StepRequest:
         return cls(**data)
+
+
+@dataclass(frozen=True)
+class StepOrder:
+    """A request with the global shapes of what the model takes: a worker needs no table of models."""
+
+    request: StepRequest
+    params: dict[str, tuple[int, ...]]  # by canonical name
+    batch: dict[str, tuple[int, ...]]  # the inputs in the order of the model's arguments, then "target"
+    ids: tuple[str, ...]  # those of the batch that are integers
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "request": self.request.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StepOrder:
+        params, batch = ({name: tuple(shape) for name, shape in data[key].items()} for key in ("params", "batch"))
+        return cls(StepRequest.from_json(data["request"]), params, batch, tuple(data["ids"]))
 
 
 @dataclass(frozen=True)
@@ -105,14 +124,17 @@ class Operation:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU at the step's peak, by what they hold; `total` is the peak and not always the sum."""
+    """Bytes of one GPU, by what they hold.
+
+    Parameters, gradients and optimizer as they lie at the end of the step, the rest at its peak.
+    """
 
     parameters: int
     gradients: int
     optimizer: int
     activations: int  # kept from the forward pass for the backward pass
     temporaries: int  # everything else that lives at the peak
-    total: int
+    total: int  # the peak; not always the sum: at the peak the gradients may not be there yet
     source: str = ""  # "XLA memory analysis" or "torch tracer"
 
     def to_json(self) -> dict[str, Any]:

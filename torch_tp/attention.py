@@ -81,7 +81,7 @@ def check_heads(num_heads: int, num_kv_heads: int, size: int, axis: str = "tp") 
         )
 
 
-def constant(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+def constant(array: np.ndarray | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The array on the device of `like`; replicated on its mesh if that is a DTensor, which mixes with no other."""
     tensor = to_tensor(array, like.device.type)
     if not isinstance(like, DTensor):
@@ -103,7 +103,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> t
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     scores = torch.einsum("kbgse,kbte->kbgst", q, k).to(wide) * E**-0.5
     if heads.causal:
-        later = np.triu(np.ones((S, S), bool), 1)
+        later = torch.ones(S, S, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(constant(later, q), -torch.inf)
     weights = scores.softmax(-1).to(v.dtype)
     y = torch.einsum("kbgst,kbte->kbgse", weights, v)

@@ -32,19 +32,25 @@ class Plan:
     algorithm: str = ""  # of products on a grid: grid/product.py
 
 
-def child(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+# Arrays, or tensors without values (`fake_group`): a model of the latter can be traced for devices that are not there.
+State = Mapping[str, np.ndarray | torch.Tensor]
+
+
+def child(state: State, name: str) -> State:
     """The part of a canonical state that belongs to a submodule: child({"up.w": a, "down.w": b}, "up") == {"w": a}."""
     return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
 
 
-def to_tensor(array: np.ndarray, device: str) -> torch.Tensor:
+def to_tensor(array: np.ndarray | torch.Tensor, device: str) -> torch.Tensor:
     """A NumPy array as a tensor of the same dtype; bfloat16, which torch.from_numpy does not know, goes by its bits."""
+    if isinstance(array, torch.Tensor):
+        return array.contiguous().to(device)  # FSDP refuses what is not contiguous
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(device)
-    return torch.from_numpy(np.array(array, order="C")).to(device)  # FSDP refuses what is not contiguous
+    return torch.from_numpy(np.array(array, order="C")).to(device)
 
 
-def place(array: np.ndarray, mesh: DeviceMesh, placement: Layout) -> DTensor:
+def place(array: np.ndarray | torch.Tensor, mesh: DeviceMesh, placement: Layout) -> DTensor:
     """The global array (the same in every process) as a DTensor; each process keeps its shard, nothing is sent.
 
     Raises ValueError for a dim that the mesh does not divide: DTensor would make uneven shards, JAX refuses too.

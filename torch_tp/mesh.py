@@ -64,15 +64,23 @@ def fake_group(num_devices: int) -> Iterator[None]:
     where this process has joined no group.
     Source: torch/testing/_internal/distributed/fake_pg.py, torch/_subclasses/fake_tensor.py
     """
-    size_and_offset = _StridedShard.local_shard_size_and_offset
+    dist.init_process_group("fake", rank=0, world_size=num_devices, store=FakeStore())
+    new_mesh, size_and_offset = DeviceMesh.__init__, _StridedShard.local_shard_size_and_offset
 
-    def from_values(*args: Any, **kwargs: Any) -> Any:  # it reads the offsets off an index tensor
-        with unset_fake_temporarily():
+    def of_real_ranks(mesh: DeviceMesh, *args: Any, **kwargs: Any) -> None:
+        with unset_fake_temporarily():  # also the meshes that DTensor and `fully_shard` make of ours
+            new_mesh(mesh, *args, **kwargs)
+
+    def from_values(*args: Any, **kwargs: Any) -> Any:
+        with unset_fake_temporarily():  # it reads the offsets off an index tensor
             return size_and_offset(*args, **kwargs)
 
-    dist.init_process_group("fake", rank=0, world_size=num_devices, store=FakeStore())
     try:
-        with FakeTensorMode(), patch.object(_StridedShard, "local_shard_size_and_offset", from_values):
+        with (
+            FakeTensorMode(),
+            patch.object(DeviceMesh, "__init__", of_real_ranks),
+            patch.object(_StridedShard, "local_shard_size_and_offset", from_values),
+        ):
             yield
     finally:
         _make_mesh.cache_clear()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +62,25 @@ def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
 
 
 NOT_COLLECTIVES = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}
+PACKAGE = Path(__file__).parent
+HERE = ("trace.py", "footprint.py")
+HELPERS = ("collectives.py", "train.py", "tasks.py", "steps.py")  # a caller of these, or one in between, says more
+
+
+def source_line() -> str:
+    """The innermost line of this package that is being run, but for helpers: "torch_tp/mlp.py:131".
+
+    Nothing in the package calls the backward pass of a layer, so there it is a transpose in collectives.py, or the line
+    that starts the pass.
+    """
+    lines, frame = [], sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(PACKAGE) and path.name not in HERE:
+            lines.append((path.name, f"{path.relative_to(PACKAGE.parent).as_posix()}:{frame.f_lineno}"))
+        frame = frame.f_back
+    best = [line for name, line in lines if name not in HELPERS] or [line for _, line in lines]
+    return best[0] if best else ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,9 @@ class Call:
     dtype: str
     payload_bytes: int
     pass_: str  # "forward", "backward" or "optimizer"
+    is_async: bool = False  # other work is dispatched before anybody waits for it
+    source_line: str = ""
+    op_name: str = ""
 
 
 @dataclass
@@ -88,6 +112,8 @@ class RecordCollectives(TorchDispatchMode):
         names = self.mesh.mesh_dim_names or ()
         several = [name for name in names if self.mesh[name].size() > 1]
         self._scopes: list[str] = []  # the names of the `record_function` that are open
+        self._num_operations = 0
+        self._awaited: dict[int, tuple[int, int]] = {}  # storage -> its call, and how many operations came before it
         # By ranks: DTensor remembers operators by the mesh, and takes another one of the same ranks and names for ours.
         self._axes = {_ranks(self.mesh.get_group(name)): name for name in names}
         if len(several) > 1:
@@ -104,8 +130,12 @@ class RecordCollectives(TorchDispatchMode):
         name = func._schema.name
         if name in COLLECTIVES:
             self._record(name, args, result)
+        elif name == "_c10d_functional::wait_tensor":
+            self._wait(args[0])
         elif func.namespace in NAMESPACES and name.partition("::")[2] not in NOT_COLLECTIVES:
             raise TypeError(f"{func} cannot be traced: use a collective listed in torch_tp/trace.py")
+        elif not func.is_view:
+            self._num_operations += 1
         return result
 
     def _record(self, name: str, args: tuple[Any, ...], result: torch.Tensor) -> None:
@@ -116,6 +146,9 @@ class RecordCollectives(TorchDispatchMode):
         group = _group_of(name, args)
         if group.size() == 1:
             return  # nothing leaves the device
+        is_functional = isinstance(result, torch.Tensor)
+        if is_functional:
+            self._awaited[result.untyped_storage()._cdata] = len(self.calls), self._num_operations
         self.calls.append(
             Call(
                 kind=kind,
@@ -123,8 +156,16 @@ class RecordCollectives(TorchDispatchMode):
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 payload_bytes=tensor.numel() * tensor.element_size(),
                 pass_=self._pass(),
+                is_async=not is_functional,  # `fully_shard` and `replicate` have streams of their own for them
+                source_line=source_line(),
+                op_name=name,
             )
         )
+
+    def _wait(self, tensor: torch.Tensor) -> None:
+        index, before = self._awaited.pop(tensor.untyped_storage()._cdata, (-1, self._num_operations))
+        if self._num_operations > before:
+            self.calls[index] = replace(self.calls[index], is_async=True)
 
     def _pass(self) -> str:
         if "optimizer" in self._scopes:

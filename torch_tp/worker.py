@@ -2,6 +2,7 @@
 
 RUN is the directory of the run, ORDERS a file with the ids of the cases to do. What comes out is in `parity.contract`.
 With `--role measure` the ids name collectives to time, KIND/RANKS/BYTES.
+With `--role steps` a single process traces whole steps, the orders in RUN/steps.json, for GPUs that are not there.
 With `--role questions` a single process answers questions about devices that are not there.
 """
 
@@ -23,10 +24,12 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from parity.contract import Case, Collective, EventLog, Measured, Result, Shard, Timing, load_arrays, save_arrays
+from parity.step_contract import StepOrder
 from torch_tp.layouts import describe
 from torch_tp.measure import measure
 from torch_tp.mesh import join, leave, make_mesh
 from torch_tp.questions import answer_all
+from torch_tp.steps import trace_step
 from torch_tp.tasks import TASKS
 
 
@@ -36,8 +39,8 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device_name(device),
-        "backend": dist.get_backend(),
-        "num_processes": dist.get_world_size(),
+        "backend": dist.get_backend() if dist.is_initialized() else "",
+        "num_processes": dist.get_world_size() if dist.is_initialized() else 1,
         "num_threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if device == "cuda" else None,
@@ -86,6 +89,12 @@ def write_shards(tensors: dict[str, DTensor], case: Case, run: Path, rank: int) 
     return shards, file
 
 
+def read_orders(run: Path) -> dict[str, StepOrder]:
+    """The steps to trace, by id."""
+    orders = map(StepOrder.from_json, json.loads((run / "steps.json").read_text())["orders"])
+    return {order.request.id: order for order in orders}
+
+
 def read_cases(run: Path) -> dict[str, Case]:
     """The cases of a run, by id."""
     return {data["id"]: Case.from_json(data) for data in json.loads((run / "run.json").read_text())["cases"]}
@@ -108,33 +117,37 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("orders", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--role", choices=["ranks", "measure", "questions"], default="ranks")
+    parser.add_argument("--role", choices=["ranks", "measure", "steps", "questions"], default="ranks")
     arguments = parser.parse_args()
     watch_launcher()
     torch.set_float32_matmul_precision("highest")  # IEEE float32 on A100s too, where JAX would take TF32
-    orders = json.loads(arguments.orders.read_text())["case_ids"]
-    if arguments.role == "questions":
-        answer_all(arguments.run, orders, {"python": platform.python_version(), "torch": torch.__version__})
+    role = arguments.role
+    ids = json.loads(arguments.orders.read_text())["case_ids"]
+    if role == "questions":
+        answer_all(arguments.run, ids, {"python": platform.python_version(), "torch": torch.__version__})
         return 0
-    measuring = arguments.role == "measure"
-    rank, _ = join(arguments.device)
-    cases = {} if measuring else read_cases(arguments.run)
-    log = EventLog(arguments.run / "torch" / f"rank{rank}.jsonl")
+    rank = 0 if role == "steps" else join(arguments.device)[0]
+    cases = read_cases(arguments.run) if role == "ranks" else {}
+    orders = read_orders(arguments.run) if role == "steps" else {}
+    log = EventLog(arguments.run / "torch" / ("steps.jsonl" if role == "steps" else f"rank{rank}.jsonl"))
     log.append("hello", environment=environment(arguments.device))
-    for case_id in orders:
+    for case_id in ids:
         log.append("start", case=case_id)
         try:
-            if measuring:
-                result = measure_collective(case_id, rank, arguments.device)
+            if role == "steps":
+                log.append("step", step=trace_step(orders[case_id]).to_json())
+            elif role == "measure":
+                log.append("result", results=[measure_collective(case_id, rank, arguments.device).to_json()])
             else:
                 result = run_case(cases[case_id], arguments.run, rank, arguments.device)
+                log.append("result", results=[result.to_json()])
         except Exception as error:
             traceback.print_exc()
             log.append("error", case=case_id, message=f"{type(error).__name__}: {error}".splitlines()[0])
             sys.stderr.flush()
             os._exit(1)  # leaving in order would wait for peers that wait for us
-        log.append("result", results=[result.to_json()])
-    leave()
+    if role != "steps":
+        leave()
     return 0
 
 

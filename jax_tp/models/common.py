@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
 from jax_tp import block, cross_entropy, embedding
 from jax_tp.collectives import map_shards, split_to_tp
-from jax_tp.layouts import Plan, State, child
+from jax_tp.layouts import Plan, State, child, native_name, place
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any) -> None:
@@ -24,9 +25,56 @@ def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any)
 
 
 def build_blocks(mesh: Mesh, style: str, plan: Plan, state: State, options: Mapping[str, Any]) -> nnx.List:
-    """The blocks "0", "1", ... of the state, as many as it has, with the options of `block.build`."""
+    """The blocks "0", "1", ... of the state, as many as it has, with the options of `block.build`.
+
+    A state of "all" has every parameter of every block, stacked along a leading dim L: then one loop runs them all.
+    """
+    if stacked := child(state, "all"):
+        one = {name: of_one_block(array) for name, array in stacked.items()}
+        return nnx.List([Loop(mesh, block.build(mesh, style, plan, one, **options), stacked)])
     names = sorted({name.partition(".")[0] for name in state}, key=int)
     return nnx.List([block.build(mesh, style, plan, child(state, name), **options) for name in names])
+
+
+def of_one_block(array: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray | jax.ShapeDtypeStruct:
+    """The first of what is stacked: [L, ...] -> [...]."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+    return array[0]
+
+
+class Loop(nnx.Module):
+    """h_i+1 = block_i(h_i), i = 0 .. L-1, by `lax.scan` over stacked parameters: XLA compiles one block, not L.
+
+    stacked: by its canonical name each parameter of `block`, [L, ...]; L is cut over no axis, the rest as the block's.
+    The same as L blocks in a row, but for what a compiler would do across them.
+    """
+
+    def __init__(self, mesh: Mesh, block: nnx.Module, stacked: State) -> None:
+        params = nnx.to_flat_state(nnx.state(block, nnx.Param))
+        by_name = {".".join(map(str, path)): param for path, param in params}
+        for name, array in stacked.items():
+            param = by_name[native_name(name)]
+            param.set_value(place(array, mesh, P(None, *param.get_value().sharding.spec)))
+        nnx.update(block, nnx.from_flat_state(params))
+        self.block = block
+        self.gather: Callable[[nnx.State], nnx.State] = unchanged  # hybrid.py: makes a block's parameters whole
+        self.policy: Callable[..., bool] | None = None  # of `jax.checkpoint`: what is kept for backward
+
+    def __call__(self, h_BSD: jax.Array) -> jax.Array:
+        graph, stacked = nnx.split(self.block)
+
+        def step(h_BSD: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graph, self.gather(params))(h_BSD), None
+
+        if self.policy is not None:
+            step = jax.checkpoint(step, policy=self.policy, prevent_cse=False)  # the loop is barrier enough
+        return lax.scan(step, h_BSD, stacked)[0]
+
+
+def unchanged(params: nnx.State) -> nnx.State:
+    """The parameters are whole as they are."""
+    return params
 
 
 def own_tokens(x: jax.Array, dim: int, style: str) -> jax.Array:

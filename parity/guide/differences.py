@@ -29,6 +29,8 @@ COMPILED = "A JAX step is a pure function that is compiled ahead of time, with l
 A100 = "XLA can compile for GPUs that are not there; what PyTorch dispatches does not depend on the device."
 
 DEVICES = "A PyTorch process has one device, a JAX process all that it is given: of a node, or on the CPU all."
+LOOP = "XLA compiles one block and loops over it; PyTorch dispatches every block, and compiles none."
+DISPATCHED = "PyTorch's operations and storages are seen as they come and go; XLA plans them, and its plan is read."
 
 SHARE = "`fully_shard` and `replicate` work on any module in any style; in JAX the styles say it in their own ways."
 
@@ -121,14 +123,43 @@ DIFFERENCES = (
     Difference("hybrid.py", "check_divisible", "inner, axis, size", "", "In JAX `shard` finds it out."),
     Difference("hybrid.py", "is_kept", "", "primitive", "`fully_shard` frees what it gathers; JAX is told so."),
     Difference("hybrid.py", "on_batch", "layout, has_batch", "plan, axis", LAYOUT_WORDS),
-    Difference("hybrid.py", "shard", "", "param, mesh, name", "`fully_shard`."),
+    Difference("hybrid.py", "DataParallel.gather_block", "", "prefix, params", LOOP),
+    Difference("hybrid.py", "specs_of", "", "params", "`fully_shard` remembers what it does to each parameter."),
+    Difference("hybrid.py", "is_stacked", "", "path", LOOP),
+    Difference("hybrid.py", "shard", "", "param, mesh, path", "`fully_shard`."),
     Difference("hybrid.py", "whole_spec", "", "param", "A PartitionSpec may leave out dims at its end."),
     Difference("train.py", "like", "local, other", "", GRADIENTS),
     Difference("train.py", "leaves_of", "", "inputs, constants", GRADIENTS),
+    Difference("models/common.py", "of_one_block", "", "array", LOOP),
+    Difference("models/common.py", "Loop", "", "mesh, block, stacked", LOOP),
+    Difference("models/common.py", "unchanged", "", "params", LOOP),
+    Difference("trace.py", "source_line", "()", "", OBSERVED),
+    Difference(
+        "trace.py",
+        "Call",
+        "kind, axis, dtype, payload_bytes, pass_, is_async, source_line, op_name",
+        "kind, axis, dtype, payload_bytes, pass_",
+        "The compiled program says the rest.",
+    ),
     Difference("trace.py", "RecordCollectives", "mesh", "", OBSERVED),
     Difference("trace.py", "declared_collectives", "", "closed, mesh", OBSERVED),
     Difference("trace.py", "why_no_a100_compiler", "", "()", A100),
-    Difference("trace.py", "a100_devices", "", "num_devices", A100),
+    Difference("trace.py", "a100_devices", "", "num_devices, gpus_per_node", A100),
+    Difference("footprint.py", "Work", "pass_, kind, name, dtype, m, n, k, batch, flops, moved_bytes", "", DISPATCHED),
+    Difference("footprint.py", "RecordFootprint", "work", "", DISPATCHED),
+    Difference("footprint.py", "tensors_in", "tree", "", DISPATCHED),
+    Difference("footprint.py", "describe_work", "func, args, kwargs, result, pass_", "", DISPATCHED),
+    Difference("footprint.py", "touched_bytes", "tensor", "", DISPATCHED),
+    Difference("footprint.py", "Ledger", "events, turn", "", DISPATCHED),
+    Difference("footprint.py", "sizes_after", "events", "", DISPATCHED),
+    Difference("footprint.py", "shard_bytes", "", "state", DISPATCHED),
+    Difference("footprint.py", "held_bytes", "", "compiled, module, optimizer", DISPATCHED),
+    Difference("steps.py", "make_moments", "optimizer", "", "optax makes the moments with the optimizer."),
+    Difference("steps.py", "local", "tensor", "", "What JAX holds is read from shardings."),
+    Difference("steps.py", "states_of", "optimizer", "", "What JAX holds is read from shardings."),
+    Difference("steps.py", "collectives_of", "record", "", OBSERVED),
+    Difference("steps.py", "stacked", "", "params", LOOP),
+    Difference("worker.py", "trace_order", "", "order, run", "The program that XLA compiled is left for the harness."),
     Difference("timing.py", "wait", "device", "outputs", "CUDA waits for a device, JAX for arrays."),
     Difference("timing.py", "align", "device", "()", "CUDA waits for a device, JAX for arrays."),
     Difference("timing.py", "time_once", "step, device", "step", "As for wait."),

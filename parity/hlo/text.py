@@ -33,6 +33,7 @@ _ELEMENTS: dict[str, tuple[str, int]] = {
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][(){},:]')
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([^\s=]+) = (?=\S)")
+_HELPER = re.compile(r"/collectives\.py:\d+$")  # where every collective is called; who calls it says more
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([^]]*)\]")
 
 
@@ -181,7 +182,10 @@ def array_bytes(shape: str) -> list[tuple[str, int]]:
 
 
 def _source_lines(lines: list[str]) -> dict[str, str]:
-    """Follow StackFrames -> FileLocations -> FileNames, the tables above the computations."""
+    """Follow StackFrames -> FileLocations -> FileNames, the tables above the computations.
+
+    A frame in a helper leads to its caller's. Parents are numbered from 2: 1 stands for none.
+    """
     tables: dict[str, dict[str, str]] = {}
     rows: dict[str, str] = {}
     for line in lines:
@@ -190,11 +194,19 @@ def _source_lines(lines: list[str]) -> dict[str, str]:
         elif line[:1].isdigit():
             key, _, row = line.partition(" ")
             rows[key] = row
-    found = {}
-    for frame, row in tables.get("StackFrames", {}).items():
+    frames = tables.get("StackFrames", {})
+    own, parents = {}, {}
+    for frame, row in frames.items():
         location = tables["FileLocations"].get(_field("file_location_id", row), "")
         file = tables["FileNames"].get(_field("file_name_id", location), "").strip('"')
-        found[frame] = f"{file}:{_field('line', location)}" if file else ""
+        own[frame] = f"{file}:{_field('line', location)}" if file else ""
+        parents[frame] = str(int(_field("parent_frame_id", row) or 1) - 1)
+    found = {}
+    for frame in frames:
+        caller = frame
+        while _HELPER.search(own[caller]) and int(parents[caller]) < int(caller) and parents[caller] in own:
+            caller = parents[caller]
+        found[frame] = own[caller]
     return found
 
 

@@ -62,7 +62,8 @@ def test_package_does_not_import_what_it_must_not_know(package):
 # Who imports what of the harness: a checkpoint's files are the same from both, so their format is written once. What
 # XLA's partitioner sends stands in the text of the compiled program only.
 KNOWN = {
-    "worker.py": ("parity.contract",),
+    "worker.py": ("parity.contract", "parity.step_contract"),
+    "steps.py": ("parity.step_contract",),
     "tasks.py": ("parity.contract",),
     "checkpoint.py": ("parity.contract", "parity.checkpoint_format"),
     "questions.py": ("parity.contract", "parity.question_contract"),

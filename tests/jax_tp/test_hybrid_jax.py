@@ -18,9 +18,15 @@ def kernel(num_columns):
 
 
 def test_uneven_parts_are_refused_and_even_ones_lie_within_the_tp_shard():
-    assert hybrid.shard(kernel(8), MESH, "up.kernel").sharding.spec == P(None, ("tp", "fsdp"))
+    assert hybrid.shard(kernel(8), MESH, ("up", "kernel")).sharding.spec == P(None, ("tp", "fsdp"))
     with pytest.raises(ValueError, match=r"fsdp=2 does not divide the 3 outputs of up\.kernel that a tp shard has"):
-        hybrid.shard(kernel(6), MESH, "up.kernel")
+        hybrid.shard(kernel(6), MESH, ("up", "kernel"))
+
+
+def test_parameters_of_a_loop_are_cut_as_those_of_a_block_and_never_along_the_blocks():
+    path = ("blocks", 0, "block", "norm1", "scale")
+    scales = jax.ShapeDtypeStruct((4, 6), jnp.float32, sharding=NamedSharding(MESH, P(None, None)))
+    assert hybrid.shard(scales, MESH, path).sharding.spec == P(None, "fsdp")
 
 
 def test_whole_parameters_are_not_kept_and_activations_are():

@@ -1,0 +1,88 @@
+"""A whole step traced for a mesh that is not there, by both workers side by side."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from parity.presets import load_preset
+from parity.step_contract import StepRequest
+from parity.steps import trace_steps
+
+WORKERS = {name: (sys.executable, "-m", f"{name}_tp.worker") for name in ("torch", "jax")}
+PRESET = load_preset("llama-tiny")
+DIMS = {**PRESET.dims, "B": 4, "S": 16}
+FSDP, TP = 2, 2
+
+
+def request(id_="tiny", **changes):
+    given = {"style": "manual", "mesh": {"fsdp": FSDP, "tp": TP}, "dims": DIMS, **changes}
+    return StepRequest(id_, PRESET.layer, "megatron", options=dict(PRESET.options), **given)
+
+
+def total(trace, **wanted):
+    """Bytes of the collectives with these fields."""
+    return sum(
+        entry.count * entry.payload_bytes
+        for entry in trace.collectives
+        if all(getattr(entry, name) == value for name, value in wanted.items())
+    )
+
+
+@pytest.fixture(scope="module")
+def traces():
+    return {name: one for name, (one,) in trace_steps([request()], WORKERS).items()}
+
+
+@pytest.mark.parametrize("framework", WORKERS)
+def test_step_sends_what_the_plan_says(framework, traces):
+    trace = traces[framework]
+    assert trace.skipped == ""
+    activations = DIMS["B"] // FSDP * DIMS["S"] * DIMS["D"] * 2  # bfloat16 keeps its 2 bytes
+    for pass_ in ("forward", "backward"):
+        found = total(trace, pass_=pass_, axis="tp", kind="all_reduce", dtype="bfloat16")
+        assert found == (1 + 2 * DIMS["L"]) * activations
+    # Of a parameter: its tp shard, which the norms do not have.
+    sizes = {name: math.prod(shape) * 2 for name, shape in PRESET.shapes().items()}
+    shards = sum(size if "norm" in name else size // TP for name, size in sizes.items())
+    assert total(trace, pass_="forward", axis="fsdp", kind="all_gather") == shards
+    assert total(trace, pass_="backward", axis="fsdp", kind="reduce_scatter") == shards
+    # XLA does not gather again the table of which rows were looked up.
+    unread = sizes["embed.table"] // TP if framework == "jax" else 0
+    assert total(trace, pass_="backward", axis="fsdp", kind="all_gather") == shards - unread
+
+
+@pytest.mark.parametrize("framework", WORKERS)
+def test_step_holds_its_shards(framework, traces):
+    memory = traces[framework].memory
+    sizes = {name: math.prod(shape) * 2 for name, shape in PRESET.shapes().items()}
+    shards = sum(size // FSDP if "norm" in name else size // (FSDP * TP) for name, size in sizes.items())
+    assert memory.parameters == memory.gradients == shards
+    assert 2 * shards <= memory.optimizer <= 2 * shards + 4 * len(sizes) + 8  # two moments, and counts of steps
+    assert memory.total > memory.parameters + memory.optimizer
+
+
+def test_source_lines_are_those_of_the_package(traces):
+    for framework, trace in traces.items():
+        lines = {entry.source_line.split(":")[0] for entry in trace.collectives}
+        assert f"{framework}_tp/cross_entropy.py" in lines
+        assert all(line == "" or line.startswith(f"{framework}_tp/") for line in lines)
+
+
+def test_without_the_plugin_torch_answers_and_jax_says_what_to_install():
+    worker = (sys.executable, str(Path(__file__).parent / "without_plugin_worker.py"))
+    ((torch,), (jax,)) = trace_steps([request()], {**WORKERS, "jax": worker}).values()
+    assert torch.skipped == ""
+    assert torch.collectives
+    assert "pip install 'tp-parity[a100]'" in jax.skipped
+    assert jax.collectives == ()
+
+
+def test_what_a_layer_refuses_is_skipped_with_its_words():
+    refused = request(dims={**DIMS, "K": 1, "H": 8}, mesh={"fsdp": 2, "tp": 2})
+    refused = StepRequest(**{**refused.to_json(), "options": {**refused.options, "num_kv_heads": 1}})
+    (trace,) = trace_steps([refused], {"torch": WORKERS["torch"]})["torch"]
+    assert "tp=2 does not divide num_kv_heads=1" in trace.skipped
