@@ -10,7 +10,7 @@ gathered, nothing is sent. The files are in `parity.checkpoint_format`; all proc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -20,10 +20,29 @@ from jax.experimental.multihost_utils import sync_global_devices
 
 from jax_tp.layouts import named_parameters, native_name
 from jax_tp.optimizer import moments
-from parity.checkpoint_format import Checkpoint, begin, finish, write_rank
+from parity.checkpoint_format import Checkpoint, CheckpointError, begin, finish, write_rank
 from parity.contract import Shard
 
 COUNT = "count"
+
+
+def native_names(names: Sequence[str], held: Iterable[str]) -> dict[str, str]:
+    """The module's names of its parameters by the canonical ones.
+
+    Raises CheckpointError for a name that it has not got, and for a parameter that has no name.
+    """
+    native, held = {name: native_name(name) for name in names}, set(held)
+    for name, own in native.items():
+        if own not in held:
+            raise CheckpointError(f"{name}: the module has no parameter {own}")
+    for own in sorted(held - set(native.values())):
+        raise CheckpointError(f"{own}: the module has it, and it is not among the names of parameters to save or load")
+    return native
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name in a checkpoint, which knows no parallelism: what `hybrid.py` wraps has its own name."""
+    return name.removeprefix("inner.")
 
 
 def named_tensors(names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None) -> dict[str, nnx.Variable]:
@@ -31,14 +50,15 @@ def named_tensors(names: Sequence[str], module: nnx.Module, optimizer: nnx.Optim
     parts = [("", named_parameters(nnx.state(module, nnx.Param)))]
     if optimizer is not None:
         parts += zip((".m", ".v"), moments(optimizer), strict=True)
-    return {f"{name}{end}": values[native_name(name)] for name in names for end, values in parts}
+    native = native_names(names, parts[0][1])
+    return {f"{stored_name(name)}{end}": values[native[name]] for name in names for end, values in parts}
 
 
 def save(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
     """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
 
     names: the canonical names of all parameters, which are the keys of the state that the module was built of.
-    Raises CheckpointError if there is something at `directory` already.
+    Raises CheckpointError if there is something at `directory` already, or for names that are not the module's.
     """
     rank = jax.process_index()
     shards = []
@@ -70,14 +90,14 @@ def load(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: n
     checkpoint.check_names([*tensors, *([] if optimizer is None else [COUNT])])
     values = {name: read_array(checkpoint, name, variable.get_value()) for name, variable in tensors.items()}
     params = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    native = {native_name(name): name for name in names}
+    stored = {native_name(name): stored_name(name) for name in names}
     for path, variable in params:
-        variable.set_value(values[native[".".join(map(str, path))]])
+        variable.set_value(values[stored[".".join(map(str, path))]])
     nnx.update(module, nnx.from_flat_state(params))
     if optimizer is not None:
         count = int(checkpoint.read(COUNT, (), "int64", ()))
         resume(
-            optimizer, {f"{native_name(name)}.{end}": values[f"{name}.{end}"] for name in names for end in "mv"}, count
+            optimizer, {f"{own}.{end}": values[f"{name}.{end}"] for own, name in stored.items() for end in "mv"}, count
         )
 
 

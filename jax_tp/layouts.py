@@ -48,7 +48,7 @@ def place(array: np.ndarray | jax.ShapeDtypeStruct, mesh: Mesh, spec: P) -> jax.
 def native_name(name: str) -> str:
     """The module's name of a canonical parameter: `up.w` -> `up.kernel`, `up.b` -> `up.bias`."""
     path, _, leaf = name.rpartition(".")
-    return f"{path}.".lstrip(".") + {"w": "kernel", "b": "bias", "table": "embedding", "scale": "scale"}[leaf]
+    return f"{path}.".lstrip(".") + {"w": "kernel", "b": "bias", "table": "embedding", "scale": "scale"}.get(leaf, leaf)
 
 
 def named_parameters(params: nnx.State) -> dict[str, nnx.Param]:

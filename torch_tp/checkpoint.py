@@ -10,7 +10,7 @@ gathered, nothing is sent. The files are in `parity.checkpoint_format`; all proc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from parity.checkpoint_format import Checkpoint, begin, finish, write_rank
+from parity.checkpoint_format import Checkpoint, CheckpointError, begin, finish, write_rank
 from parity.contract import Shard
 from torch_tp.layouts import canonical, describe, native_name, to_tensor
 
@@ -33,19 +33,39 @@ def is_writer(tensor: DTensor) -> bool:
     root = tensor.device_mesh._get_root_mesh()  # replicas may lie along an axis that the tensor's own mesh leaves out
     where = dict(zip(root.mesh_dim_names or (), root.get_coordinate() or (), strict=True))
     own = dict(zip(tensor.device_mesh.mesh_dim_names or (), tensor.placements, strict=True))
-    return all(place == 0 or (axis in own and own[axis].is_shard()) for axis, place in where.items())
+    # (Not `is_shard`: what `fully_shard` cuts within a tp shard, a `_StridedShard`, says that it is none.)
+    return all(place == 0 or (axis in own and not own[axis].is_replicate()) for axis, place in where.items())
+
+
+def native_names(names: Sequence[str], held: Iterable[str]) -> dict[str, str]:
+    """The module's names of its parameters by the canonical ones.
+
+    Raises CheckpointError for a name that it has not got, and for a parameter that has no name.
+    """
+    native, held = {name: native_name(name) for name in names}, set(held)
+    for name, own in native.items():
+        if own not in held:
+            raise CheckpointError(f"{name}: the module has no parameter {own}")
+    for own in sorted(held - set(native.values())):
+        raise CheckpointError(f"{own}: the module has it, and it is not among the names of parameters to save or load")
+    return native
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name in a checkpoint, which knows no parallelism: what `hybrid.py` wraps has its own name."""
+    return name.removeprefix("inner.")
 
 
 def named_tensors(names: Sequence[str], module: nn.Module, optimizer: AdamW | None) -> dict[str, DTensor]:
     """Parameters and moments by their canonical names, in the canonical layout; views of what the module holds."""
     params = dict(module.named_parameters())
     found = {}
-    for name in names:
-        param = params[native_name(name)]
-        found[name] = canonical(name, param.detach())
+    for name, native in native_names(names, params).items():
+        param, stored = params[native], stored_name(name)
+        found[stored] = canonical(name, param.detach())
         if optimizer is not None:
             state = start_state(optimizer, param)
-            found |= {f"{name}.{end}": canonical(name, state[key]) for end, key in MOMENTS.items()}
+            found |= {f"{stored}.{end}": canonical(name, state[key]) for end, key in MOMENTS.items()}
     return found
 
 
@@ -67,7 +87,7 @@ def save(
     """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
 
     names: the canonical names of all parameters, which are the keys of the state that the module was built of.
-    Raises CheckpointError if there is something at `directory` already.
+    Raises CheckpointError if there is something at `directory` already, or for names that are not the module's.
     """
     rank = dist.get_rank()
     shards = []

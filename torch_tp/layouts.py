@@ -74,7 +74,7 @@ def _check_divisible(tensor: torch.Tensor, mesh: DeviceMesh, placements: Sequenc
 def native_name(name: str) -> str:
     """The module's name of a canonical parameter: `up.w` -> `up.weight`, `up.b` -> `up.bias`."""
     path, _, leaf = name.rpartition(".")
-    return f"{path}.".lstrip(".") + {"w": "weight", "b": "bias", "table": "weight", "scale": "weight"}[leaf]
+    return f"{path}.".lstrip(".") + {"w": "weight", "b": "bias", "table": "weight", "scale": "weight"}.get(leaf, leaf)
 
 
 def canonical(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -11,21 +11,22 @@ FORBIDDEN = {
     "jax_tp": ("torch", "torch_tp"),
     "parity": ("torch", "jax", "jaxlib", "flax", "optax", "torch_tp", "jax_tp"),
 }
+
+
+def all_but(*known: str) -> tuple[str, ...]:
+    """The modules of the harness that are not these."""
+    stems = (path.stem for path in (ROOT / "parity").iterdir())
+    return tuple(f"parity.{stem}" for stem in stems if stem not in (*known, "__init__", "__pycache__"))
+
+
 # What a room of the harness must not reach for: reports never run anything, the cost model knows no trace.
 ROOMS = {
     "parity/contract.py": ("parity",),
     "parity/step_contract.py": ("parity",),
-    "parity/question_contract.py": tuple(
-        f"parity.{path.stem}"
-        for path in (ROOT / "parity").iterdir()
-        if path.stem not in ("contract", "question_contract", "__init__", "__pycache__")
-    ),
-    # Workers import it: of the harness it may know the contract only, or it would bring the harness into them.
-    "parity/checkpoint_format.py": tuple(
-        f"parity.{path.stem}"
-        for path in (ROOT / "parity").iterdir()
-        if path.stem not in ("contract", "checkpoint_format", "__init__", "__pycache__")
-    ),
+    # Workers import them: of the harness they may know the contract only, or they would bring it into the workers.
+    "parity/question_contract.py": all_but("contract", "question_contract"),
+    "parity/checkpoint_format.py": all_but("contract", "checkpoint_format"),
+    "parity/checkpoint_seal.py": all_but("contract", "checkpoint_format", "checkpoint_seal"),
     "parity/report": ("parity.launch", "parity.run", "parity.cli", "parity.compare"),
     "parity/cost": ("parity.hlo", "parity.compare", "parity.launch", "parity.run", "parity.rundir", "parity.cli"),
     "parity/check.py": ("parity.compare", "parity.launch", "parity.run", "parity.report", "parity.cli"),
@@ -69,6 +70,7 @@ KNOWN = {
     "questions.py": ("parity.contract", "parity.question_contract"),
     "partitioners.py": ("parity.question_contract",),
     "chain.py": ("parity.question_contract",),
+    "native_checkpoint.py": ("parity.checkpoint_format", "parity.checkpoint_seal"),
     "e03_grid.py": ("parity.hlo",),
 }
 

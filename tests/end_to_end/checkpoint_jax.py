@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType
 
-from jax_tp import checkpoint
+from jax_tp import checkpoint, native_checkpoint
 from jax_tp.layers import LAYERS
 from jax_tp.layouts import child
 from jax_tp.mesh import make_mesh
@@ -17,6 +19,7 @@ from jax_tp.train import train_step
 from parity.cases.training import RECIPE
 
 DEGREES = (1, 2, 3, 4)
+NATIVE = native_checkpoint
 
 
 def join():
@@ -28,15 +31,38 @@ def leave():
     pass
 
 
+def is_first():
+    return True
+
+
+def barrier():
+    pass
+
+
 def blank(params):
     return {name: np.zeros_like(value) for name, value in params.items()}
 
 
-def build(case, params, tp):
-    mesh = make_mesh({"tp": tp}, AxisType.Auto, jax.devices()[:tp])
-    layer = LAYERS[case.layer]
+def build(case, params, tp, beside=None):
+    """Mesh and module; `beside`: the axis of data parallelism, of size 2."""
+    layer, axes = LAYERS[case.layer], {**({beside: 2} if beside else {}), "tp": tp}
+    mesh = make_mesh(axes, AxisType.Auto, jax.devices()[: math.prod(axes.values())])
     with jax.set_mesh(mesh):
-        return mesh, layer.build(mesh, case.style, layer.PLANS[case.plan], params, **case.options)
+        return mesh, layer.build(mesh, case.style, layer.PLANS[beside or case.plan], params, **case.options)
+
+
+def new_training(module, mesh):
+    """What `save` and `load` take beside the module."""
+    return (new_optimizer(module, mesh, Recipe(**RECIPE)),)
+
+
+def do_steps(case, mesh, module, training, batch, plan):
+    recipe = Recipe(**{**RECIPE, "num_microbatches": 1})
+    step_once = nnx.jit(lambda module, optimizer, one: train_step(module, optimizer, [one], recipe))
+    with jax.set_mesh(mesh):
+        for step in range(2):
+            one = place_batch(child(batch, f"batch{step}"), mesh, LAYERS[case.layer].PLANS[plan])
+            step_once(module, *training, one)
 
 
 def save(case, params, tp, directory):

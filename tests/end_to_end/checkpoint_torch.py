@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import numpy as np
+import torch.distributed as dist
 
 from parity.cases.training import RECIPE
-from torch_tp import checkpoint
+from torch_tp import checkpoint, mesh, native_checkpoint
 from torch_tp.layers import LAYERS
 from torch_tp.layouts import child, describe
-from torch_tp.mesh import join as join_group
-from torch_tp.mesh import leave, make_mesh
+from torch_tp.mesh import make_mesh
 from torch_tp.optimizer import Recipe, make_optimizer
 from torch_tp.tasks import place_batch
 from torch_tp.train import train_step
 
 DEGREES = (1, 2, 4)
-__all__ = ["DEGREES", "join", "leave", "load", "reload_optimizer", "save", "train"]
+
+
+NATIVE = native_checkpoint
+leave = mesh.leave
 
 
 def join():
-    join_group("cpu")
+    mesh.join("cpu")
+
+
+def is_first():
+    return dist.get_rank() == 0
+
+
+def barrier():
+    dist.barrier()
 
 
 def blank(params):
     return {name: np.zeros_like(value) for name, value in params.items()}
 
 
-def build(case, params, tp):
-    mesh = make_mesh({"tp": 4}, "cpu") if tp == 4 else make_mesh({"dp": 4 // tp, "tp": tp}, "cpu")["tp"]
+def build(case, params, tp, beside=None):
+    """Mesh and module; `beside`: the axis of data parallelism, of size 2."""
     layer = LAYERS[case.layer]
-    return mesh, layer.build(mesh, case.style, layer.PLANS[case.plan], params, **case.options)
+    if beside:
+        mesh = make_mesh({beside: 2, "tp": tp}, "cpu")
+    else:
+        mesh = make_mesh({"tp": 4}, "cpu") if tp == 4 else make_mesh({"dp": 4 // tp, "tp": tp}, "cpu")["tp"]
+    return mesh, layer.build(mesh, case.style, layer.PLANS[beside or case.plan], params, **case.options)
+
+
+def new_training(module, _mesh):
+    """What `save` and `load` take beside the module."""
+    return make_optimizer(module, Recipe(**RECIPE))
+
+
+def do_steps(case, mesh, module, training, batch, plan):
+    recipe = Recipe(**{**RECIPE, "num_microbatches": 1})
+    for step in range(2):
+        one = place_batch(child(batch, f"batch{step}"), mesh, LAYERS[case.layer].PLANS[plan])
+        train_step(module, *training, [one], recipe)
 
 
 def save(case, params, tp, directory):

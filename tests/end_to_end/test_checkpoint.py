@@ -74,3 +74,41 @@ def test_optimizer_of_the_other_framework_is_saved_again_as_it_was(root, framewo
         name: value.tobytes() for name, value in after.items()
     }
     assert all(np.any(value) for name, value in before.items() if name.endswith((".w.m", ".w.v")))
+
+
+def same(one: Path, other: Path) -> bool:
+    before, after = whole(one), whole(other)
+    assert int(before["count"]) == 2
+    assert any(np.any(value) for name, value in before.items() if name.endswith(".m"))
+    return {name: value.tobytes() for name, value in before.items()} == {
+        name: value.tobytes() for name, value in after.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("framework", "tp"), [("torch", 1), ("torch", 2), ("torch", 4), *(("jax", tp) for tp in (1, 2, 3, 4))]
+)
+def test_own_format_gives_the_same_bits_at_every_tp_degree(root, framework, tp):
+    assert same(root / f"{framework}.native.want", root / f"{framework}.native.tp{tp}")
+    assert not same(root / f"{framework}.native.want", root / f"{framework}.trained")  # another rate, the same count
+
+
+@pytest.mark.parametrize(("framework", "other"), [("torch", "jax"), ("jax", "torch")])
+def test_what_one_framework_saved_its_way_goes_through_the_neutral_format_into_the_others(root, framework, other):
+    assert same(root / f"{other}.native.want", root / f"{framework}.converted.got")
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_every_damage_of_every_file_was_found(root, framework):
+    """The workers assert the lines; this that there was something to find: at least 5 damages of 4 ranks' files."""
+    files = [path for path in (root / f"{framework}.native").rglob("*") if path.is_file()]
+    assert len(files) >= 8
+    assert int((root / f"{framework}.damaged.found").read_text()) == 5 * len(files)
+
+
+@pytest.mark.parametrize(("framework", "other"), [("torch", "jax"), ("jax", "torch")])
+def test_checkpoint_knows_no_data_parallelism(root, framework, other):
+    """From fsdp x tp to dp x tp in the own format, and in the other framework to fsdp x tp and to tp alone."""
+    assert same(root / f"{framework}.hybrid.want", root / f"{framework}.hybrid.dp")
+    assert same(root / f"{other}.hybrid.want", root / f"{framework}.hybrid.plain")
+    assert same(root / f"{other}.hybrid.want", root / f"{framework}.hybrid.fsdp")

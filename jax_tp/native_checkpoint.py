@@ -1,0 +1,116 @@
+"""Save and load with Orbax, the checkpoints of the JAX world, at any tp degree, bit for bit, and checked.
+
+    model        the parameters as Flax has them, by their path in the module: kernels are [in, out]
+    optimizer    the state of nnx.Optimizer: moments and step counts of Optax
+
+Any Orbax program reads such a directory. To the neutral format of checkpoint.py, which the other framework reads: load
+here, save there. Beside what Orbax writes there are checksums (parity/checkpoint_seal.py): it finds damaged numbers
+itself, by an error of many lines, but not every damaged file.
+
+Source: https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpointing_pytrees.html
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
+
+from parity.checkpoint_format import CheckpointError, begin, unfinished
+from parity.checkpoint_seal import check_contents, raise_first, seal, verify
+
+LINE_BYTES = 1000  # of an error, between processes
+
+
+def state_of(module: nnx.Module, optimizer: nnx.Optimizer | None) -> dict[str, Any]:
+    """What a checkpoint holds, as nested dicts of arrays."""
+    state = {"model": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
+    if optimizer is not None:
+        state["optimizer"] = nnx.to_pure_dict(nnx.state(optimizer))
+    return state
+
+
+def save(directory: Path, module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
+    """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
+
+    Raises CheckpointError if there is something at `directory` already.
+    """
+    rank, part = jax.process_index(), unfinished(directory).absolute()
+
+    def make_room() -> None:
+        begin(directory)
+        shutil.rmtree(part)  # Orbax makes it
+
+    def write() -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(part, state_of(module, optimizer))
+
+    together(directory, lambda: make_room() if rank == 0 else None)
+    together(directory, write)
+    together(directory, lambda: seal(part, rank, jax.process_count()))
+    together(directory, lambda: os.replace(part, directory) if rank == 0 else None)
+
+
+def load(directory: Path, module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
+    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now.
+
+    Raises CheckpointError for a checkpoint that is damaged, or is of another model.
+    """
+    together(directory, lambda: verify(directory, jax.process_index(), jax.process_count()))
+    like = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state_of(module, optimizer)
+    )
+    state: dict[str, Any] = {}
+
+    def read() -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            held = checkpointer.metadata(directory.absolute()).item_metadata
+            if held is None:
+                raise CheckpointError(f"{directory}: Orbax finds no description of arrays in it")
+            check_contents(directory, shapes(held.tree), shapes(like))
+            state.update(checkpointer.restore(directory.absolute(), like))
+
+    together(directory, read)
+    put(module, nnx.Param, state["model"])
+    if optimizer is not None:
+        put(optimizer, ..., state["optimizer"])
+
+
+def put(node: nnx.Module | nnx.Optimizer, kind: Any, values: dict[str, Any]) -> None:
+    """Set the variables of a module or optimizer from nested dicts of arrays."""
+    state = nnx.state(node, kind)
+    nnx.replace_by_pure_dict(state, values)
+    nnx.update(node, state)
+
+
+def together(directory: Path, work: Callable[[], Any]) -> None:
+    """Do it in all processes; if one fails, all raise CheckpointError, with the one line that it says."""
+    line, cause = "", None
+    try:
+        work()
+    except CheckpointError as refused:
+        line = str(refused)
+    except Exception as failed:  # a damaged file can make a reader raise anything
+        line, cause = f"{directory}: {type(failed).__name__} {failed}".splitlines()[0], failed
+    lines = [line]
+    if jax.process_count() > 1:
+        padded = np.frombuffer(line.encode()[:LINE_BYTES].ljust(LINE_BYTES), np.uint8)
+        lines = [bytes(own).decode(errors="replace").strip() for own in process_allgather(padded)]
+    raise_first(lines, cause)
+
+
+def shapes(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of everything in nested dicts, by its dotted path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (tuple(a.shape), np.dtype(a.dtype).name)
+        for path, a in leaves
+    }
