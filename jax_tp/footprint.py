@@ -1,12 +1,12 @@
 """What one device computes and holds in a step: its memory, as XLA's memory analysis has it.
 
     parameters, gradients, optimizer    as they lie between steps: shards, where they are sharded
-    activations                         left to whoever reads the program: what a loop hands on to its backward loop
-    temporaries                         what XLA allocates beside arguments and results; gradients and activations too
+    activations                         in the program: what the forward pass's loops hand on to the backward pass's
+    temporaries                         what XLA allocates beside arguments and results, at its peak; activations too
     total                               arguments, results that take no argument's place, and temporaries
 
-What it computes stands in the compiled program, which `parity.hlo` reads. Allocators round up and fragment; nothing of
-that is in these numbers.
+What it computes, and what its loops keep, stands in the compiled program, which `parity.hlo` reads. Allocators round up
+and fragment; nothing of that is in these numbers.
 """
 
 from __future__ import annotations

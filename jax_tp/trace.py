@@ -19,8 +19,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Without a GPU nothing tunes the tiles of Triton's products, and its default tiles do not fit every shape: XLA then
-# refuses to compile. The collectives do not depend on who multiplies.
-A100_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# refuses to compile. The collectives do not depend on who multiplies. Nobody runs the machine code: ptxas need not
+# optimise it, which leaves the HLO as it is.
+A100_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_disable_gpuasm_optimizations": True}
 GPUS_PER_NODE = 4  # Derecho, Perlmutter, Polaris
 
 

@@ -14,6 +14,8 @@ from parity.cases.notation import shape_of
 from parity.contract import read_events
 from parity.hlo import read_collectives
 from parity.hlo.ledger import HloCollective
+from parity.hlo.operations import read_operations, stacked_bytes
+from parity.hlo.text import parse_module
 from parity.launch import Group, Progress, run_group
 from parity.presets import FAMILIES
 from parity.step_contract import StepOrder, StepRequest, StepTrace, TracedCollective
@@ -86,11 +88,17 @@ def read_trace(run_dir: Path, framework: str, request: StepRequest) -> StepTrace
 
 
 def read_program(trace: StepTrace, hlo: str, request: StepRequest) -> StepTrace:
-    """The trace with the collectives of the compiled program."""
-    ledger = read_collectives(hlo, request.mesh)
+    """The trace with what stands in the compiled program: collectives, operations, and what its loops keep."""
+    ledger, module = read_collectives(hlo, request.mesh), parse_module(hlo)
+    memory = trace.memory
+    if memory is not None:
+        kept = stacked_bytes(module)
+        memory = replace(memory, activations=kept, temporaries=max(memory.temporaries - kept, 0))
     return replace(
         trace,
         collectives=tuple(map(traced, ledger.calls)),
+        operations=read_operations(module),
+        memory=memory,
         notes=(*trace.notes, *ledger.notes, *ledger.gaps),
     )
 

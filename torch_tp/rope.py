@@ -14,10 +14,13 @@ Source: RoFormer, https://arxiv.org/abs/2104.09864, section 3.4.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
 
+@functools.cache  # every block of a model asks for the same
 def rotations(S: int, E: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of the angles, float64 [S, E/2]. Raises ValueError for an odd E."""
     if E % 2:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from parity.contract import Collective, ContractError
 from parity.hlo.groups import axis_of_groups, axis_of_pairs, parse_groups, parse_pairs
 from parity.hlo.passes import latest, passes_of_name, passes_of_operand
-from parity.hlo.text import Computation, Instruction, Module, array_bytes, parse_module, split
+from parity.hlo.text import Computation, Instruction, Module, array_bytes, parse_module, split, trip_count
 
 _KINDS = {
     "all-reduce": "all_reduce",
@@ -120,9 +119,8 @@ class _Reader:
 
     def loop(self, instruction: Instruction) -> tuple[HloCollective, ...]:
         body, condition = self.called(instruction, "body"), self.called(instruction, "condition")
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes.get("backend_config", ""))
-        if known:
-            trips = int(known[1])
+        trips = trip_count(instruction)
+        if trips is not None:
             return _repeated(condition, trips + 1) + _repeated(body, trips)
         if body or condition:
             self.gaps.append(f"%{instruction.name}: a loop of unknown length, its collectives are counted once")

@@ -167,6 +167,12 @@ def split(text: str, separator: str = ",") -> list[str]:
     return [*parts, text[start:].strip()]
 
 
+def trip_count(loop: Instruction) -> int | None:
+    """How often a `while` runs, None where the compiler does not know it."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes.get("backend_config", ""))
+    return int(known[1]) if known else None
+
+
 def array_bytes(shape: str) -> list[tuple[str, int]]:
     """(dtype, bytes) of each array in a shape, tuples flattened: `(bf16[2,3], f32[])` -> bfloat16 12, float32 4."""
     arrays = []

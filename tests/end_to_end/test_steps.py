@@ -55,6 +55,20 @@ def test_step_sends_what_the_plan_says(framework, traces):
     assert total(trace, pass_="backward", axis="fsdp", kind="all_gather") == shards - unread
 
 
+def test_both_multiply_what_the_model_has(traces):
+    B, S, L, D, H, K, E, F, V = (DIMS[letter] for letter in "BSLDHKEFV")
+    weights = L * (D * H * E * 2 + D * K * E * 2 + 3 * D * F) + D * V  # the embedding is looked up
+    attention = L * 2 * S * H * E  # scores and their sum of values, for each token
+    forward = 2 * B * S * (weights + attention) // (FSDP * TP)
+    for framework, trace in traces.items():
+        done = dict.fromkeys(("forward", "backward", "optimizer"), 0)
+        for one in trace.operations:
+            done[one.pass_] += one.flops * one.count
+        assert done == {"forward": forward, "backward": 2 * forward, "optimizer": 0}, framework
+        moved = {one.pass_ for one in trace.operations if one.kind == "memory" and one.moved_bytes}
+        assert moved == {"forward", "backward", "optimizer"}, framework
+
+
 @pytest.mark.parametrize("framework", WORKERS)
 def test_step_holds_its_shards(framework, traces):
     memory = traces[framework].memory

@@ -1,0 +1,117 @@
+"""What a compiled program computes and moves, against its shapes by hand.
+
+`fsdp` is y = relu(x w1) w2 w3 ... of hlo_samples/make.py; the small texts below are as XLA writes them.
+"""
+
+from __future__ import annotations
+
+import pytest
+from test_hlo import sample
+
+from parity.hlo.operations import read_operations, stacked_bytes
+from parity.hlo.text import parse_module
+
+HEADER = "HloModule step, is_scheduled=true, num_partitions=1\n\n"
+
+# 5 trips: of the stacked weights [5, 8, 16] and activations [5, 4, 16] each takes and puts one.
+LOOP = (
+    HEADER
+    + """%take (p: bf16[5,8,16], i: s32[]) -> bf16[8,16] {
+  %p = bf16[5,8,16]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = bf16[1,8,16]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  ROOT %w = bf16[8,16]{1,0} bitcast(%one)
+}
+
+%put (s: bf16[5,4,16], y: bf16[4,16], i: s32[]) -> bf16[5,4,16] {
+  %s = bf16[5,4,16]{2,1,0} parameter(0)
+  %y = bf16[4,16]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %new = bf16[1,4,16]{2,1,0} bitcast(%y)
+  ROOT %all = bf16[5,4,16]{2,1,0} dynamic-update-slice(%s, %new, %i, %zero, %zero)
+}
+
+%body (t: (s32[], bf16[4,8], bf16[5,4,16], bf16[5,8,16])) -> (s32[], bf16[4,8], bf16[5,4,16], bf16[5,8,16]) {
+  %t = (s32[], bf16[4,8]{1,0}, bf16[5,4,16]{2,1,0}, bf16[5,8,16]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = bf16[4,8]{1,0} get-tuple-element(%t), index=1
+  %s = bf16[5,4,16]{2,1,0} get-tuple-element(%t), index=2
+  %p = bf16[5,8,16]{2,1,0} get-tuple-element(%t), index=3
+  %w = bf16[8,16]{1,0} fusion(%p, %i), kind=kLoop, calls=%take, metadata={op_name="jit(step)/jvp()/while/body/a"}
+  %y = (bf16[4,16]{1,0}, s8[64]{0}) custom-call(%x, %w), custom_call_target="__cublas$gemm", metadata={op_name="jit(step)/jvp()/while/body/dot"}, backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}}
+  %y0 = bf16[4,16]{1,0} get-tuple-element(%y), index=0
+  %all = bf16[5,4,16]{2,1,0} fusion(%s, %y0, %i), kind=kLoop, calls=%put, metadata={op_name="jit(step)/jvp()/while/body/b"}
+  ROOT %r = (s32[], bf16[4,8]{1,0}, bf16[5,4,16]{2,1,0}, bf16[5,8,16]{2,1,0}) tuple(%i, %x, %all, %p)
+}
+
+%more (t: (s32[], bf16[4,8], bf16[5,4,16], bf16[5,8,16])) -> pred[] {
+  %t = (s32[], bf16[4,8]{1,0}, bf16[5,4,16]{2,1,0}, bf16[5,8,16]{2,1,0}) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (t: (s32[], bf16[4,8], bf16[5,4,16], bf16[5,8,16])) -> bf16[5,4,16] {
+  %t = (s32[], bf16[4,8]{1,0}, bf16[5,4,16]{2,1,0}, bf16[5,8,16]{2,1,0}) parameter(0)
+  %loop = (s32[], bf16[4,8]{1,0}, bf16[5,4,16]{2,1,0}, bf16[5,8,16]{2,1,0}) while(%t), condition=%more, body=%body, metadata={op_name="jit(step)/jvp()/while"}, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %kept = bf16[5,4,16]{2,1,0} get-tuple-element(%loop), index=2
+}
+"""  # noqa: E501
+)
+
+
+def rows(text):
+    found = read_operations(parse_module(text))
+    return {
+        (op.pass_, op.kind, op.name, op.m, op.n, op.k, op.batch, op.flops, op.moved_bytes): op.count for op in found
+    }
+
+
+def test_loop_counts_its_trips_and_slices_move_what_they_take():
+    i = 4  # the index
+    assert rows(LOOP) == {
+        ("forward", "memory", "fusion", 0, 0, 0, 0, 0, 2 * 8 * 16 * 2 + i): 5,
+        ("forward", "matmul", "__cublas$gemm", 4, 16, 8, 1, 2 * 4 * 16 * 8, (4 * 8 + 8 * 16 + 4 * 16) * 2): 5,
+        ("forward", "memory", "fusion", 0, 0, 0, 0, 0, 2 * 4 * 16 * 2 + i): 5,
+    }
+
+
+def test_loop_keeps_what_it_stacks_and_not_what_it_reads():
+    assert stacked_bytes(parse_module(LOOP)) == 5 * 4 * 16 * 2
+    of_backward = LOOP.replace('op_name="jit(step)/jvp()/while"', 'op_name="jit(step)/transpose(jvp())/while"')
+    assert stacked_bytes(parse_module(of_backward)) == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"n":"5"', '"n":"6"'),
+        ('"lhs_contracting_dimensions":["1"]', '"lhs_contracting_dimensions":["0"]'),
+        ("jvp()/while/body/dot", "transpose(jvp())/while/body/dot"),
+        ("ROOT %w = bf16[8,16]{1,0} bitcast(%one)", "ROOT %w = bf16[8,16]{1,0} bitcast(%p)"),
+    ],
+)
+def test_mutated_text_changes_what_is_read(old, new):
+    assert old in LOOP
+    assert rows(LOOP.replace(old, new)) != rows(LOOP)
+
+
+def test_product_in_batches_and_transposed_is_told_by_its_dims():
+    text = HEADER + (
+        "ENTRY %main (a: f32[2,64,8], b: f32[2,32,8]) -> f32[2,64,32] {\n"
+        "  %a = f32[2,64,8]{2,1,0} parameter(0)\n"
+        "  %b = f32[2,32,8]{2,1,0} parameter(1)\n"
+        '  %y = (f32[2,64,32]{2,1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", '
+        'backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
+        '"rhs_contracting_dimensions":["2"],"lhs_batch_dimensions":["0"],"rhs_batch_dimensions":["0"]}}}\n'
+        "  ROOT %r = f32[2,64,32]{2,1,0} get-tuple-element(%y), index=0\n}\n"
+    )
+    moved = (2 * 64 * 8 + 2 * 32 * 8 + 2 * 64 * 32) * 4
+    flops = 2 * 2 * 64 * 32 * 8
+    assert rows(text) == {("forward", "matmul", "__cublas$lt$matmul", 64, 32, 8, 2, flops, moved): 1}
+
+
+def test_collectives_are_not_operations():
+    names = {op.name for op in read_operations(parse_module(sample("fsdp")))}
+    assert names.isdisjoint({"all-gather", "all-gather-start", "reduce-scatter", "all-reduce-start", "all-reduce-done"})
+    assert names
