@@ -21,6 +21,7 @@ from parity.cli_calibrate import calibrate
 from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes, progress_bar
 from parity.cli_partitioners import partitioners
 from parity.cli_predict import advise_step, predict_step
+from parity.cli_scaling import scaling
 from parity.compare import compare
 from parity.contract import FRAMEWORKS, Case
 from parity.guide import source_of_case
@@ -199,6 +200,7 @@ def show(case_id: Annotated[str, typer.Argument(metavar="CASE", help="A case id,
 
 app.command()(calibrate)
 app.command()(partitioners)
+app.command()(scaling)
 app.command("predict")(predict_step)
 app.command("advise")(advise_step)
 

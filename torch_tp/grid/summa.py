@@ -50,7 +50,7 @@ def fetch(block: torch.Tensor, dim: int, panel: Range, axis: DeviceMesh) -> Call
     for owner in range(start // size, (stop - 1) // size + 1):
         first, last = max(start - owner * size, 0), min(stop - owner * size, size)
         parts.append(broadcast(block.narrow(dim, first, last - first), axis, owner))
-    return lambda: torch.cat([wait(part) for part in parts], dim)
+    return lambda: wait(parts[0]) if len(parts) == 1 else torch.cat([wait(part) for part in parts], dim)
 
 
 def one_ahead(items: Iterator) -> Iterator:
@@ -76,7 +76,10 @@ class Summa:
         c = torch.zeros(a.shape[0], b.shape[1], dtype=wide, device=a.device)
         ranges = panels(a.shape[1] * self.y.size(), self.panel)
         for columns, rows in one_ahead((fetch(a, 1, p, self.y), fetch(b, 0, p, self.x)) for p in ranges):
-            c += (columns() @ rows()).to(wide)  # [M/X, panel] [panel, N/Y]
+            if c.dtype == a.dtype:
+                c.addmm_(columns(), rows())  # [M/X, panel] [panel, N/Y]
+            else:
+                c += columns() @ rows()
         return c.to(a.dtype)
 
     def abt(self, c: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,101 @@
+"""What plans send and hold as the mesh grows: tables for the terminal, and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+MARKERS = {"megatron": "o", "sequence_parallel": "x", "summa": "s", "cannon": "^", "gathered": "D", "stationary": "v"}
+
+
+def print_curves(console: Console, curves: Sequence[Any], dims: Mapping[str, int]) -> None:
+    """`parity.scaling.Curve`s: MiB that a GPU receives, and the slopes of the fits."""
+    sizes = ", ".join(f"{name}={size:,}" for name, size in dims.items())
+    title = (
+        f"MiB received a GPU; y = (x w_1) w_2 forward and backward, bfloat16\n{sizes}; slope: of log MiB over log p,\n"
+        "last: between the last two, sum: the same of all GPUs together"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table.add_column("plan", no_wrap=True)
+    for p in curves[0].gpus:
+        table.add_column(f"p={p}", justify="right", no_wrap=True)
+    for heading in ("slope", "last", "sum", "traced"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for curve in curves:
+        cells = [f"{float(value) / 2**20:,.1f}" for value in curve.closed]
+        slopes = [f"{slope:+.2f}" for slope in (curve.slope(), curve.slope(2), curve.slope(2) + 1)]
+        table.add_row(curve.plan, *cells, *slopes, "[red]differs[/]" if curve.differs else "equal")
+    console.print(table)
+    for line in [line for curve in curves for line in curve.differs]:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def print_crossovers(
+    console: Console, found: Mapping[str, Sequence[Fraction | None]], gpus: Sequence[int], lines: Sequence[str]
+) -> None:
+    """By 2D plan the tokens over width, M/D, from which on it receives less than 1D."""
+    title = "M/D (tokens over width) from which on 2D receives less than 1D"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table.add_column("plan", no_wrap=True)
+    for p in gpus:
+        table.add_column(f"{p} GPUs", justify="right", no_wrap=True)
+    for plan, values in found.items():
+        cells = ["never" if value is None else "always" if value == 0 else f"{float(value):.2f}" for value in values]
+        table.add_row(plan, *cells)
+    console.print(table)
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def print_temporaries(
+    console: Console, held: Mapping[str, Mapping[str, Sequence[int]]], sides: Sequence[int], block: int, panel: int
+) -> None:
+    """framework -> plan -> bytes on grids of these sides."""
+    title = (
+        f"MiB held a GPU beside the blocks of x, w and y: y = x w forward, blocks of {block} x {block} bfloat16 "
+        f"({2 * block**2 / 2**20:g} MiB)\nwhatever the grid; summa in panels of {panel}"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table.add_column("plan", no_wrap=True)
+    table.add_column("framework", no_wrap=True)
+    for q in sides:
+        table.add_column(f"{q} x {q}", justify="right", no_wrap=True)
+    for plan in next(iter(held.values())):
+        for framework, plans in held.items():
+            table.add_row(plan, framework, *(f"{value / 2**20:,.2f}" for value in plans[plan]))
+    console.print(table)
+
+
+def plot_curves(curves: Sequence[Any], dims: Mapping[str, int], path: Path) -> None:
+    """Log-log: GPUs, and what one receives; lines are the formula, rings what PyTorch and JAX were traced to send."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    for curve in curves:
+        values = [float(value) / 2**20 for value in curve.closed]
+        style = "--" if curve.plan == "sequence_parallel" else "-"
+        label = f"{curve.plan}: slope {curve.slope():+.2f}, last two {curve.slope(2):+.2f}"
+        (line,) = axes.plot(curve.gpus, values, style, marker=MARKERS[curve.plan], label=label)
+        for traced, size in zip(curve.traced.values(), (12, 16), strict=True):
+            points = [float(value) / 2**20 for value in traced]
+            axes.plot(curve.gpus, points, "o", markersize=size, fillstyle="none", color=line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(curves[0].gpus, [str(p) for p in curves[0].gpus])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("GPUs")
+    axes.set_ylabel("MiB received a GPU")
+    axes.set_title(f"y = (x w1) w2, forward and backward: M={dims['M']:,}, D={dims['D']:,}, F={dims['F']:,}, bfloat16")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(title="lines: formula; rings: traced in PyTorch and JAX", fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
