@@ -249,9 +249,12 @@ def size_text(num_bytes: float) -> str:
 
 
 def print_notes(console: Console, steps: dict[str, FrameworkStep]) -> None:
-    """What is modelled how, and what is not counted."""
+    """What is modelled how, and what is not counted; of notes on single instructions only how many there are."""
     for name, step in steps.items():
-        for note in step.trace.notes:
+        general = [note for note in step.trace.notes if not note.startswith("%")]
+        for note in general:
             console.print(f"[dim]{name}: {escape(note)}[/]", highlight=False)
+        if single := len(step.trace.notes) - len(general):
+            console.print(f"[dim]{name}: {single} notes on single instructions, which --json has[/]", highlight=False)
     traced = ", ".join(f"{name} {step.trace.seconds:.1f} s" for name, step in steps.items())
     console.print(f"[dim]not counted: {NOT_COUNTED}\ntraced without a GPU: {traced}[/]", highlight=False)
