@@ -12,6 +12,7 @@ kernels keep some of the SMs from the work.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,6 +181,9 @@ def _pipelined(running: Estimate, beside: Estimate, stages: int) -> tuple[Estima
     def shown(collective_s: float, work_s: float) -> float:
         return first * collective_s + (1 - first) * max(0.0, collective_s - work_s)
 
+    # Collectives and work err each for itself, so their effects add up in squares.
     best = shown(running.seconds, beside.seconds)
-    ends = shown(running.low_s, beside.high_s), shown(running.high_s, beside.low_s)
-    return Estimate(best, *ends, "pipeline beside other work"), running.seconds - best
+    less = math.hypot(best - shown(running.low_s, beside.seconds), best - shown(running.seconds, beside.high_s))
+    more = math.hypot(shown(running.high_s, beside.seconds) - best, shown(running.seconds, beside.low_s) - best)
+    low_s = max(best - less, first * running.low_s)
+    return Estimate(best, low_s, best + more, "pipeline beside other work"), running.seconds - best
