@@ -19,7 +19,7 @@ from parity.predict import Prediction, Question, predict
 from parity.predict.advise import advise
 from parity.predict.crossover import crossover, crossover_json
 from parity.predict.prediction import SCHEMA_VERSION
-from parity.predict.request import DATA_AXES, GRID_PLANS, PLANS
+from parity.predict.request import DATA_AXES, GRID_PLANS
 from parity.predict.sweep import Choice, plan_choices, sweep_json, tp_choices
 from parity.presets import load_preset
 from parity.report.prediction import print_prediction
@@ -31,8 +31,8 @@ MachineName = Annotated[str, typer.Option("--machine", help="A machine, by name 
 Mesh = Annotated[str, typer.Option("--mesh", help="Axes and sizes, outermost first, e.g. fsdp=2,tp=4.")]
 Model = Annotated[str, typer.Option("--model", help="A preset: gpt2, llama3-8b, llama3-70b, ...")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences of a step, over the whole mesh.")]
-Seq = Annotated[int, typer.Option("--seq", min=1, help="Tokens of a sequence.")]
-Plan = Annotated[str, typer.Option("--plan", help="megatron | sequence_parallel")]
+Seq = Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of a sequence; a ViT has its patches.")]
+Plan = Annotated[str | None, typer.Option("--plan", help="megatron | sequence_parallel [default: the model's first]")]
 Style = Annotated[str, typer.Option("--style", help="auto | typed | manual")]
 Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16 | float32")]
 AsJson = Annotated[bool, typer.Option("--json", help="Figures as JSON in place of tables.")]
@@ -46,8 +46,8 @@ def predict_step(
     mesh: Mesh,
     model: Model,
     batch: Batch,
-    seq: Seq,
-    plan: Plan = "megatron",
+    seq: Seq = None,
+    plan: Plan = None,
     style: Style = "auto",
     dtype: Dtype = "bfloat16",
     sweep: Annotated[
@@ -60,12 +60,12 @@ def predict_step(
 ) -> None:
     """Predict a training step without a GPU: what each framework sends, holds, and how long it takes.
 
-    Exit codes: 0 done, 2 bad input, 3 a worker failed.
+    Exit codes: 0 done, 2 bad input, 3 neither framework could be traced.
     """
     with one_line_errors():
         check_out(out)
         sizes = parse_sizes(mesh, "--mesh")
-        question = Question(load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype)
+        question = Question.of(load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype)
         trace = Tracer(torch_python, jax_python)
         if sweep is None:
             prediction = trace([question])[question.id]
@@ -78,11 +78,13 @@ def predict_step(
             sweep_plans(question, trace, as_json, out)
         else:
             raise RefusedError(f"--sweep {sweep!r}: there are tp, plan")
+    if not trace.is_traced:
+        raise typer.Exit(3)
 
 
 def sweep_plans(question: Question, trace: Tracer, as_json: bool, out: Path | None) -> None:
     """The plans on the question's mesh, and the crossover from 1D to 2D by number of GPUs."""
-    choices = trace.fill(plan_choices(question, PLANS, GRID_PLANS))
+    choices = trace.fill(plan_choices(question, question.plans, GRID_PLANS))
     rows = crossover(question)
     title = f"{question.preset.name} on {question.num_gpus:,} GPUs of {question.machine.name}, by plan"
 
@@ -98,8 +100,8 @@ def advise_step(
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many to train on.")],
     model: Model,
     batch: Batch,
-    seq: Seq,
-    plan: Plan = "megatron",
+    seq: Seq = None,
+    plan: Plan = None,
     style: Style = "auto",
     dtype: Dtype = "bfloat16",
     as_json: AsJson = False,
@@ -109,21 +111,25 @@ def advise_step(
 ) -> None:
     """Should this model be trained with tensor parallelism on these GPUs? Three conditions, computed; a tp degree.
 
-    Exit codes: 0 done, 2 bad input, 3 a worker failed.
+    Exit codes: 0 done, 2 bad input, 3 neither framework could be traced.
     """
     with one_line_errors():
         check_out(out)
-        question = Question(load_machine(machine), load_preset(model), {"fsdp": gpus}, batch, seq, plan, style, dtype)
+        sizes = {"fsdp": gpus}
+        question = Question.of(load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype)
         check_mesh(question.machine, question.mesh)
-        choices = Tracer(torch_python, jax_python).fill(tp_choices(question))
+        trace = Tracer(torch_python, jax_python)
+        choices = trace.fill(tp_choices(question))
         advice = advise(question, choices)
-        title = f"{question.preset.name} on {gpus:,} GPUs of {question.machine.name}, {batch:,} x {seq:,} tokens a step"
+        title = f"{question.preset.name} on {gpus:,} GPUs of {question.machine.name}, by tp degree"
 
         def render() -> None:
             print_sweep(console, choices, title)
             print_advice(console, advice)
 
         show({**advice.to_json(), "choices": sweep_json(choices)}, as_json, out, render)
+    if not trace.is_traced:
+        raise typer.Exit(3)
 
 
 def show(content: dict[str, Any], as_json: bool, out: Path | None, render: Callable[[], None]) -> None:
@@ -145,12 +151,14 @@ class Tracer:
 
     def __init__(self, torch_python: str, jax_python: str) -> None:
         self.pythons = torch_python, jax_python
+        self.is_traced = True  # at least one step, in one of the frameworks
 
     def __call__(self, questions: Sequence[Question]) -> dict[str, Prediction]:
         requests = [question.request() for question in questions]
         commands = worker_commands(*self.pythons)
         with error_console.status(f"tracing {len(requests)} step{'s' if len(requests) > 1 else ''} in each framework"):
             traces = trace_steps(requests, commands)
+        self.is_traced = any(not one.skipped for answers in traces.values() for one in answers)
         return {
             question.id: predict(question, {name: answers[index] for name, answers in traces.items()})
             for index, question in enumerate(questions)

@@ -28,9 +28,10 @@ def family_of_request(request: StepRequest) -> Family:
     """The layouts and formulas of the request's model, with as many blocks. Raises CaseError for a plan it has not."""
     num_blocks = request.dims["L"]
     if request.layer == "models.vit":
-        if request.plan != "megatron":
-            raise CaseError(f"models.vit: the plan {request.plan!r} is unknown; there is megatron")
-        return FAMILIES["models.vit/classes" if "N" in request.dims else "models.vit/field"](num_blocks)
+        plans = [name.partition("/")[2] for name in FAMILIES if name.startswith("models.vit/")]
+        if request.plan not in plans:
+            raise CaseError(f"models.vit: the plan {request.plan!r} is unknown; there are {', '.join(plans)}")
+        return FAMILIES[f"models.vit/{request.plan}"](num_blocks)
     return FAMILIES[request.layer](num_blocks, plan=request.plan)
 
 

@@ -15,7 +15,7 @@ from parity.step_contract import StepRequest
 
 DATA_AXES = ("dp", "fsdp")  # those that share out the batch
 TENSOR_AXES = ("tp", "x", "y")
-PLANS = ("megatron", "sequence_parallel")
+PLANS = ("megatron", "sequence_parallel")  # of models of tokens; a ViT has the one of its preset
 GRID_PLANS: tuple[str, ...] = ()  # none is traced as a whole step: `crossover` has their closed formulas
 DTYPES = ("bfloat16", "float32")
 
@@ -36,6 +36,37 @@ class Question:
     plan: str = "megatron"
     style: str = "auto"
     dtype: str = "bfloat16"
+
+    @classmethod
+    def of(
+        cls,
+        machine: Machine,
+        preset: Preset,
+        mesh: Mapping[str, int],
+        batch: int,
+        seq: int | None,
+        plan: str | None,
+        style: str,
+        dtype: str,
+    ) -> Question:
+        """As the command line has it: the plan of the preset if none is named; a ViT's sequence is its patches.
+
+        Raises RequestError for a model of tokens without a sequence.
+        """
+        dims = preset.dims
+        if preset.layer == "models.vit":
+            patches = (dims["I"] // dims["P"]) * (dims["J"] // dims["P"])
+            if seq not in (None, patches):
+                raise RequestError(f"{preset.name}: a sequence is its {patches} patches; leave out --seq")
+            seq = patches
+        if seq is None:
+            raise RequestError(f"{preset.name}: --seq is missing: how many tokens a sequence has")
+        return cls(machine, preset, mesh, batch, seq, plan or preset.family.plan, style, dtype)
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """Those that the model can be traced in."""
+        return (self.preset.family.plan,) if self.preset.layer == "models.vit" else PLANS
 
     @property
     def num_gpus(self) -> int:
@@ -86,7 +117,7 @@ def check(question: Question) -> None:
     if unknown := [axis for axis in mesh if axis not in (*DATA_AXES, *TENSOR_AXES)]:
         raise RequestError(f"mesh axis {unknown[0]!r}: there are {', '.join((*DATA_AXES, *TENSOR_AXES))}")
     for word, value, known in (
-        ("plan", question.plan, (*PLANS, *GRID_PLANS)),
+        ("plan", question.plan, (*question.plans, *GRID_PLANS)),
         ("style", question.style, STYLES),
         ("dtype", question.dtype, DTYPES),
     ):
@@ -111,7 +142,7 @@ def check(question: Question) -> None:
 
 def divided(question: Question) -> dict[str, int]:
     """What tensor parallelism cuts, in words, and its size."""
-    names = {"H": "heads", "K": "key and value heads", "F": "MLP features", "V": "rows of the vocabulary"}
+    names = {"H": "heads", "K": "key and value heads", "F": "MLP features"}  # tables are padded
     dims = question.preset.dims
     sizes = {f"{dims[letter]} {what}": dims[letter] for letter, what in names.items() if letter in dims}
     if question.plan == "sequence_parallel":

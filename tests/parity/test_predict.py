@@ -108,6 +108,25 @@ def test_without_the_cuda_plugin_torch_is_still_predicted(call, words, monkeypat
     assert first["frameworks"]["jax"] == {"skipped": "no A100 compiler: pip install 'tp-parity[a100]'"}
 
 
+def test_without_any_trace_the_exit_code_says_so(call, monkeypatch):
+    def failed(requests, commands):
+        return {name: [StepTrace(name, one.id, skipped="died") for one in requests] for name in ("torch", "jax")}
+
+    monkeypatch.setattr(cli_predict, "trace_steps", failed)
+    for words in (("predict", *ON_DERECHO), ("advise", "--machine", "derecho", "--gpus", "8", *LLAMA)):
+        done = call(*words)
+        assert done.exit_code == 3
+        assert "no torch: died" in done.stdout
+
+
+def test_a_vit_has_its_plan_and_its_patches(call):
+    era5 = Question.of(load_machine("derecho"), load_preset("vit-era5"), {"tp": 4}, 8, None, None, "auto", "float32")
+    assert (era5.plan, era5.seq) == ("field", 8 * 16)
+    refused(call("predict", *changed(model="vit-era5", seq="64")), "vit-era5: a sequence is its 128 patches")
+    refused(call("predict", *changed(model="vit-era5", seq="128", plan="megatron")), "plan 'megatron': there are field")
+    refused(call("predict", *ON_DERECHO[:-2]), "llama3-8b: --seq is missing")
+
+
 def changed(**options):
     words = dict(zip(ON_DERECHO[::2], ON_DERECHO[1::2], strict=True))
     words.update({f"--{name}": value for name, value in options.items()})
