@@ -5,6 +5,7 @@ With `--role measure` the ids name collectives to time, KIND/RANKS/BYTES.
 With `--role steps` a single process traces whole steps, the orders in RUN/steps.json, for GPUs that are not there.
 With `--role trace` a single process compiles every case for A100s instead of running it.
 With `--role questions` a single process answers questions about devices that are not there.
+With `--role bench` the ids are of questions too, of products to time on the devices that are.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jax_tp.grid.bench import bench
 from jax_tp.layouts import describe
 from jax_tp.measure import measure
 from jax_tp.mesh import join, leave, make_mesh
-from jax_tp.questions import answer_all
+from jax_tp.questions import answer_all, read_questions
 from jax_tp.steps import trace_step
 from jax_tp.tasks import MAKERS, PROGRAM, TASKS
 from jax_tp.trace import A100_OPTIONS, a100_devices, declared_collectives, why_no_a100_compiler
@@ -186,7 +188,8 @@ def main() -> int:
     parser.add_argument("orders", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--local-devices", type=int, default=1, help="that this process drives")
-    parser.add_argument("--role", choices=["ranks", "trace", "measure", "steps", "questions"], default="ranks")
+    parser.add_argument("--role", choices=["ranks", "trace", "measure", "steps", "questions", "bench"], default="ranks")
+    parser.add_argument("--num-pairs", type=int, default=7, help="with --role bench: runs of each of the two")
     arguments = parser.parse_args()
     watch_launcher()
     jax.config.update("jax_enable_x64", True)
@@ -204,6 +207,7 @@ def main() -> int:
     skipped = why_no_a100_compiler() if role == "trace" else None
     cases = read_cases(arguments.run) if role in ("ranks", "trace") else {}
     orders = read_orders(arguments.run) if role == "steps" else {}
+    questions = read_questions(arguments.run) if role == "bench" else {}
     log = EventLog(arguments.run / "jax" / (f"{role}.jsonl" if is_alone else f"rank{rank}.jsonl"))
     log.append("hello", environment=environment("cpu" if is_alone else arguments.device))
     for case_id in ids:
@@ -213,6 +217,9 @@ def main() -> int:
                 log.append("trace", trace=trace_case(cases[case_id], arguments.run, skipped).to_json())
             elif role == "steps":
                 log.append("step", step=trace_order(orders[case_id], arguments.run).to_json())
+            elif role == "bench":
+                times = bench(questions[case_id], rank, arguments.num_pairs)
+                log.append("result", results=[times.to_json()])
             elif role == "measure":
                 log.append("result", results=[measure_collective(case_id, rank, arguments.device).to_json()])
             else:

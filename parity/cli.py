@@ -17,6 +17,7 @@ import typer
 
 from parity.cases import SUITES, matches, select
 from parity.cases.family import NUMERICS, TRAINING, Selection
+from parity.cli_bench import bench
 from parity.cli_calibrate import calibrate
 from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes, progress_bar
 from parity.cli_partitioners import partitioners
@@ -201,6 +202,7 @@ def show(case_id: Annotated[str, typer.Argument(metavar="CASE", help="A case id,
 app.command()(calibrate)
 app.command()(partitioners)
 app.command()(scaling)
+app.add_typer(bench, name="bench")
 app.command("predict")(predict_step)
 app.command("advise")(advise_step)
 

@@ -97,3 +97,20 @@ class Answer:
     def from_json(cls, data: Mapping[str, Any]) -> Answer:
         lists = {name: tuple(map(Collective.from_json, data[name])) for name in ("collectives", "on_cpu")}
         return cls(**{**data, **lists, "output": tuple(data["output"])})
+
+
+@dataclass(frozen=True)
+class PairedTimes:
+    """Seconds on one rank of the products of the ChainQuestion `case`, and of the same by `gathered`, in turns."""
+
+    case: str
+    rank: int
+    baseline_s: tuple[float, ...]
+    times_s: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PairedTimes:
+        return cls(data["case"], data["rank"], tuple(data["baseline_s"]), tuple(data["times_s"]))

@@ -4,6 +4,7 @@ RUN is the directory of the run, ORDERS a file with the ids of the cases to do. 
 With `--role measure` the ids name collectives to time, KIND/RANKS/BYTES.
 With `--role steps` a single process traces whole steps, the orders in RUN/steps.json, for GPUs that are not there.
 With `--role questions` a single process answers questions about devices that are not there.
+With `--role bench` the ids are of questions too, of products to time on the devices that are.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from torch.distributed.tensor import DTensor
 
 from parity.contract import Case, Collective, EventLog, Measured, Result, Shard, Timing, load_arrays, save_arrays
 from parity.step_contract import StepOrder
+from torch_tp.grid.bench import bench
 from torch_tp.layouts import describe
 from torch_tp.measure import measure
 from torch_tp.mesh import join, leave, make_mesh
-from torch_tp.questions import answer_all
+from torch_tp.questions import answer_all, read_questions
 from torch_tp.steps import trace_step
 from torch_tp.tasks import TASKS
 
@@ -117,7 +119,8 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("orders", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--role", choices=["ranks", "measure", "steps", "questions"], default="ranks")
+    parser.add_argument("--role", choices=["ranks", "measure", "steps", "questions", "bench"], default="ranks")
+    parser.add_argument("--num-pairs", type=int, default=7, help="with --role bench: runs of each of the two")
     arguments = parser.parse_args()
     watch_launcher()
     torch.set_float32_matmul_precision("highest")  # IEEE float32 on A100s too, where JAX would take TF32
@@ -129,6 +132,7 @@ def main() -> int:
     rank = 0 if role == "steps" else join(arguments.device)[0]
     cases = read_cases(arguments.run) if role == "ranks" else {}
     orders = read_orders(arguments.run) if role == "steps" else {}
+    questions = read_questions(arguments.run) if role == "bench" else {}
     log = EventLog(arguments.run / "torch" / ("steps.jsonl" if role == "steps" else f"rank{rank}.jsonl"))
     log.append("hello", environment=environment(arguments.device))
     for case_id in ids:
@@ -136,6 +140,9 @@ def main() -> int:
         try:
             if role == "steps":
                 log.append("step", step=trace_step(orders[case_id]).to_json())
+            elif role == "bench":
+                times = bench(questions[case_id], rank, arguments.device, arguments.num_pairs)
+                log.append("result", results=[times.to_json()])
             elif role == "measure":
                 log.append("result", results=[measure_collective(case_id, rank, arguments.device).to_json()])
             else:

@@ -1,4 +1,4 @@
-"""Products x w_1 w_2 ... by one plan on a mesh of devices that are not there: what one device sends, and what it holds.
+"""Products x w_1 w_2 ... by one plan on a mesh: what a device sends and holds, for a mesh that is not there.
 
     plan                  mesh     x [M, D]            w_1, w_3, ... [D, F]    w_2, w_4, ... [F, D]
     megatron              tp       whole               columns over tp         rows over tp
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
@@ -62,6 +63,30 @@ def multiply_all(x: jax.Array, ws: Sequence[jax.Array], plan: str, panel: int) -
     return x
 
 
+def operands_of(question: ChainQuestion, mesh: Mesh) -> tuple[list[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
+    """x, w_1, w_2, ..., and a cotangent of the result, without values, laid out over the mesh."""
+    first, *_, last = question.widths
+    shapes = [(question.rows, first), *itertools.pairwise(question.widths), (question.rows, last)]
+
+    def shard(shape: tuple[int, int], axes: Axes) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, question.dtype, sharding=NamedSharding(mesh, P(*axes)))
+
+    *operands, cotangent = map(shard, shapes, layouts_of(question.plan, len(question.widths) - 1))
+    return operands, cotangent
+
+
+def run(question: ChainQuestion, operands: Sequence[jax.Array], cotangent: jax.Array) -> list[jax.Array]:
+    """The result, and the gradients of all operands if they are asked for."""
+    *in_specs, out_spec = (P(*axes) for axes in layouts_of(question.plan, len(question.widths) - 1))
+    products = jax.shard_map(
+        lambda x, *ws: multiply_all(x, ws, question.plan, question.panel), in_specs=tuple(in_specs), out_specs=out_spec
+    )
+    if not question.backward:
+        return [products(*operands)]
+    y, transposed = jax.vjp(products, *operands)
+    return [y, *transposed(cotangent)]
+
+
 class Traced(NamedTuple):
     """The program, compiled for A100s, and the peak of what a device holds beside operands and results, in bytes."""
 
@@ -72,28 +97,7 @@ class Traced(NamedTuple):
 def chain(question: ChainQuestion) -> Traced:
     """Compile the products for A100s."""
     mesh = make_mesh(question.mesh, AxisType.Auto, a100_devices(question.num_devices))
-    first, *_, last = question.widths
-    shapes = [(question.rows, first), *itertools.pairwise(question.widths), (question.rows, last)]
-
-    def shard(shape: tuple[int, int], axes: Axes) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, question.dtype, sharding=NamedSharding(mesh, P(*axes)))
-
-    layouts = layouts_of(question.plan, len(question.widths) - 1)
-    *operands, cotangent = map(shard, shapes, layouts)
-    *in_specs, out_spec = (P(*axes) for axes in layouts)
-    products = jax.shard_map(
-        lambda x, *ws: multiply_all(x, ws, question.plan, question.panel), in_specs=tuple(in_specs), out_specs=out_spec
-    )
-
-    def with_gradients(cotangent: jax.Array, *operands: jax.Array) -> tuple[jax.Array, ...]:
-        y, transposed = jax.vjp(products, *operands)
-        return y, *transposed(cotangent)
-
     with jax.set_mesh(mesh):
-        program = (
-            jax.jit(with_gradients).lower(cotangent, *operands)
-            if question.backward
-            else jax.jit(products).lower(*operands)
-        )
+        program = jax.jit(partial(run, question)).lower(*operands_of(question, mesh))
         compiled = program.compile(compiler_options=A100_OPTIONS)
     return Traced(compiled, compiled.memory_analysis().temp_size_in_bytes)

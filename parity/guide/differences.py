@@ -99,6 +99,11 @@ DIFFERENCES = (
     Difference(
         "grid/chain.py", "multiply_all", "x, ws, mesh, plan, panel", "x, ws, plan, panel", "JAX knows axes by name."
     ),
+    Difference(
+        "grid/chain.py", "run", "question, mesh, operands, cotangent", "question, operands, cotangent", "As above."
+    ),
+    Difference("grid/bench.py", "make_call", "question, device", "question", "As for time_step."),
+    Difference("grid/bench.py", "bench", "question, rank, device, num_pairs", "question, rank, num_pairs", "As above."),
     Difference("grid/chain.py", "HeldBytes", "()", "", "XLA's memory analysis."),
     Difference("grid/chain.py", "Traced", "temporary_bytes", "compiled, temporary_bytes", OBSERVED),
     Difference("partitioners.py", "layout_of", "letters", "letters, axes", LAYOUT_WORDS),

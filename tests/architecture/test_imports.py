@@ -70,6 +70,7 @@ KNOWN = {
     "questions.py": ("parity.contract", "parity.question_contract"),
     "partitioners.py": ("parity.question_contract",),
     "chain.py": ("parity.question_contract",),
+    "bench.py": ("parity.question_contract",),
     "native_checkpoint.py": ("parity.checkpoint_format", "parity.checkpoint_seal"),
     "e03_grid.py": ("parity.hlo",),
 }

@@ -1,4 +1,4 @@
-"""Products x w_1 w_2 ... by one plan on a mesh of devices that are not there: what one device sends, and what it holds.
+"""Products x w_1 w_2 ... by one plan on a mesh: what a device sends and holds, for a mesh that is not there.
 
     plan                  mesh     x [M, D]            w_1, w_3, ... [D, F]    w_2, w_4, ... [F, D]
     megatron              tp       whole               columns over tp         rows over tp
@@ -62,6 +62,29 @@ def multiply_all(x: torch.Tensor, ws: Sequence[torch.Tensor], mesh: DeviceMesh, 
     return x
 
 
+def operands_of(question: ChainQuestion, mesh: DeviceMesh) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """This device's shards of x, w_1, w_2, ..., and of a cotangent of the result, of random numbers."""
+    first, *_, last = question.widths
+    shapes = [(question.rows, first), *itertools.pairwise(question.widths), (question.rows, last)]
+
+    def shard(shape: tuple[int, int], axes: Axes) -> torch.Tensor:
+        local = [size // (mesh[axis].size() if axis else 1) for size, axis in zip(shape, axes, strict=True)]
+        return torch.rand(local, dtype=getattr(torch, question.dtype), device=mesh.device_type)
+
+    *operands, cotangent = map(shard, shapes, layouts_of(question.plan, len(question.widths) - 1))
+    for tensor in operands:
+        tensor.requires_grad_(question.backward)
+    return operands, cotangent
+
+
+def run(
+    question: ChainQuestion, mesh: DeviceMesh, operands: Sequence[torch.Tensor], cotangent: torch.Tensor
+) -> list[torch.Tensor]:
+    """The result, and the gradients of all operands if they are asked for."""
+    y = multiply_all(operands[0], operands[1:], mesh, question.plan, question.panel)
+    return [y, *(torch.autograd.grad(y, operands, cotangent) if question.backward else ())]
+
+
 class HeldBytes(TorchDispatchMode):
     """The bytes of all storages that were made inside and are alive: now (`held`), and at most (`peak`).
 
@@ -102,17 +125,8 @@ class Traced(NamedTuple):
 
 def chain(question: ChainQuestion) -> Traced:
     """Run the products on shapes without values. Inside `fake_group`."""
-    mesh, (first, *_, last) = make_mesh(question.mesh, "cpu"), question.widths
-    shapes = [(question.rows, first), *itertools.pairwise(question.widths), (question.rows, last)]
-
-    def shard(shape: tuple[int, int], axes: Axes) -> torch.Tensor:
-        local = [size // (mesh[axis].size() if axis else 1) for size, axis in zip(shape, axes, strict=True)]
-        return torch.empty(local, dtype=getattr(torch, question.dtype))
-
-    *operands, cotangent = map(shard, shapes, layouts_of(question.plan, len(question.widths) - 1))
-    for tensor in operands:
-        tensor.requires_grad_(question.backward)
+    mesh = make_mesh(question.mesh, "cpu")
+    operands, cotangent = operands_of(question, mesh)
     with RecordCollectives(mesh) as record, HeldBytes() as held:
-        y = multiply_all(operands[0], operands[1:], mesh, question.plan, question.panel)
-        results = [y, *(torch.autograd.grad(y, operands, cotangent) if question.backward else ())]
+        results = run(question, mesh, operands, cotangent)
     return Traced(record.calls, held.peak - sum(result.nbytes for result in results))
