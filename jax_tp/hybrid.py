@@ -21,6 +21,10 @@ its tp layout. In `manual` the whole is one `shard_map` over both axes: the tran
 is the sum of its gradients, that of `all_gather` the reduce-scatter. XLA gathers again what the backward pass reads:
 no biases, no tables of which rows are looked up.
 
+There is no style `typed`. With explicit axes the batch's axis is a part of the type of every activation: every
+`reshard` and `out_sharding` of every layer would have to name it, so that the layers would know of data parallelism.
+A `shard_map` over fsdp alone, with tp explicit inside, is accepted by jax 0.10, but gathers the tp shards too.
+
 Sources: FSDP, https://arxiv.org/abs/2304.11277, and ZeRO, https://arxiv.org/abs/1910.02054;
 https://docs.jax.dev/en/latest/notebooks/shard_map.html#fsdp-tp.
 """

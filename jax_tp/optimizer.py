@@ -50,6 +50,7 @@ class Recipe(NamedTuple):
     eps: float
     weight_decay: float
     max_norm: float
+    record_every: int = 1  # steps, after which parameters and moments are told
 
 
 def learning_rate(count: jax.Array, recipe: Recipe) -> jax.Array:

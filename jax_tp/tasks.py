@@ -119,7 +119,7 @@ def make_train_step(case: Case, mesh: Mesh, arrays: State) -> tuple[Callable[...
 
 
 def training(case: Case, mesh: Mesh, arrays: State) -> Outcome:
-    """The task "train": loss, norm, parameters and moments of every step."""
+    """The task "train": loss and norm of every step, what else is recorded of some."""
     recipe, plan = Recipe(**case.recipe), LAYERS[case.layer].PLANS[case.plan]
     jitted, (state, _), graph = make_train_step(case, mesh, arrays)
     tensors: dict[str, jax.Array] = {}
@@ -131,6 +131,8 @@ def training(case: Case, mesh: Mesh, arrays: State) -> Outcome:
         (update, state), time_s = time_once(step)
         seconds.append(time_s)
         tensors |= {f"step{number}.loss": update.loss, f"step{number}.norm": update.norm}
+        if number % recipe.record_every:
+            continue
         module, optimizer = nnx.merge(graph, state)
         params = named_parameters(nnx.state(module, nnx.Param))
         for suffix, values in zip(("", ".m", ".v"), (params, *moments(optimizer)), strict=True):

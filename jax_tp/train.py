@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import add
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import optimization_barrier
 
 from jax_tp.optimizer import Recipe, clip_by_global_norm
 
@@ -72,6 +74,9 @@ def loss_and_gradients(
 def train_step(module: nnx.Module, optimizer: nnx.Optimizer, microbatches: Sequence[Batch], recipe: Recipe) -> Update:
     """Move the parameters once, by the mean of the microbatches' gradients.
 
+    A microbatch begins when the gradients of the one before are there, so that the memory of one's activations is
+    enough. Without the barrier XLA would do all of them at once, gather parameters once for all, and add up gradients
+    before it reduces them.
     The name "optimizer" tells profilers and our trace which collectives are those of the update.
     """
 
@@ -81,9 +86,14 @@ def train_step(module: nnx.Module, optimizer: nnx.Optimizer, microbatches: Seque
 
         return nnx.value_and_grad(forward)(module)
 
-    parts = [part(*batch) for batch in microbatches]
-    losses, grads = zip(*parts, strict=True)
+    losses, grads = [], None
+    for batch in microbatches:
+        loss, own = part(*batch)
+        losses.append(loss)
+        grads = own if grads is None else jax.tree.map(add, grads, own)
+        grads, params = optimization_barrier((grads, nnx.state(module, nnx.Param)))
+        nnx.update(module, params)
     with jax.named_scope("optimizer"):
-        clipped, norm = clip_by_global_norm(jax.tree.map(lambda *parts: sum(parts), *grads), recipe.max_norm)
+        clipped, norm = clip_by_global_norm(grads, recipe.max_norm)
         optimizer.update(module, clipped)
     return Update(sum(losses), norm)

@@ -23,6 +23,7 @@ from parity.cli_common import RefusedError, console, error_console, one_line_err
 from parity.cli_partitioners import partitioners
 from parity.cli_predict import advise_step, predict_step
 from parity.cli_scaling import scaling
+from parity.cli_train import train
 from parity.compare import compare
 from parity.contract import FRAMEWORKS, Case
 from parity.guide import source_of_case
@@ -205,6 +206,7 @@ app.command()(scaling)
 app.add_typer(bench, name="bench")
 app.command("predict")(predict_step)
 app.command("advise")(advise_step)
+app.command()(train)
 
 
 def main() -> None:

@@ -57,12 +57,15 @@ def bounds_of(evaluation: Evaluation, dtype: str, num_devices: int, seed: int) -
     for _ in range(SAMPLES):
         for name, value in evaluation(model).items():
             squares[name] += np.square(value - want[name])
+    return {name: bound_of(total, SAMPLES, dtype) for name, total in squares.items()}
+
+
+def bound_of(squares: np.ndarray, num_samples: int, dtype: str) -> np.ndarray:
+    """The bound of each element of a tensor from the squared errors of so many samples, added up."""
     oracle = np.hypot(1.0, Format.of("float64").unit / Format.of(dtype).unit)
-    return {name: oracle * _quantile(total.size) * np.sqrt(total / SAMPLES) for name, total in squares.items()}
-
-
-def _quantile(num_elements: int) -> float:
-    return float(scipy.stats.t.isf(P_FALSE / (2 * max(num_elements, 1)), SAMPLES))
+    quantile = scipy.stats.t.isf(P_FALSE / (2 * max(squares.size, 1)), num_samples)
+    bound: np.ndarray = oracle * quantile * np.sqrt(squares / num_samples)
+    return bound
 
 
 def error_in_bounds(got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> float:

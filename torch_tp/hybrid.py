@@ -17,6 +17,7 @@ A model's y is a mean over the labels that count. Each part of the batch has its
 of the parts' means weighted by it: two all-reduces of a scalar more. A part without any has no mean: it makes y NaN.
 
 `fully_shard` gathers all parameters of a block at once, and in the backward pass also those that it does not read.
+It works beside layers of any style, `typed` too; the cases leave that out, since the other column cannot say it.
 
 Sources: FSDP, https://arxiv.org/abs/2304.11277, and ZeRO, https://arxiv.org/abs/1910.02054;
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html;

@@ -48,6 +48,7 @@ class Recipe(NamedTuple):
     eps: float
     weight_decay: float
     max_norm: float
+    record_every: int = 1  # steps, after which parameters and moments are told
 
 
 def learning_rate(count: int, recipe: Recipe) -> float:

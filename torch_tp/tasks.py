@@ -66,7 +66,7 @@ def one_step(case: Case, mesh: DeviceMesh, arrays: Mapping[str, np.ndarray], dev
 
 
 def training(case: Case, mesh: DeviceMesh, arrays: Mapping[str, np.ndarray], device: str) -> Outcome:
-    """The task "train": loss, norm, parameters and moments of every step; the last one's collectives."""
+    """The task "train": loss and norm of every step, what else is recorded of some; the last one's collectives."""
     layer, recipe = LAYERS[case.layer], Recipe(**case.recipe)
     plan, state = layer.PLANS[case.plan], child(arrays, "params")
     module = layer.build(mesh, case.style, plan, state, **case.options)
@@ -83,6 +83,8 @@ def training(case: Case, mesh: DeviceMesh, arrays: Mapping[str, np.ndarray], dev
             update, time_s = time_once(step, device)
         seconds.append(time_s)
         tensors |= {f"step{number}.loss": update.loss, f"step{number}.norm": update.norm}
+        if number % recipe.record_every:
+            continue
         params = dict(module.named_parameters())
         for suffix, values in zip(("", ".m", ".v"), (params, *moments(optimizer, module)), strict=True):
             for name in state:

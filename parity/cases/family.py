@@ -32,6 +32,7 @@ class Variant:
     params: tuple[str, ...]  # the parameters that the layer then has
     dims: Mapping[str, int] = field(default_factory=dict)  # in place of the family's
     sizes: Mapping[str, str] = field(default_factory=dict)  # options that are sizes: the dim letter of each
+    max_norm: float = RECIPE["max_norm"]  # in training; between the norms of its steps, so that some are clipped
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def make_case(
         seed=seed,
         inputs=".".join(inputs),
         task="train" if numerics in TRAINING else "step",
-        recipe=dict(RECIPE) if numerics in TRAINING else {},
+        recipe={**RECIPE, "max_norm": variant.max_norm} if numerics in TRAINING else {},
     )
 
 

@@ -12,6 +12,9 @@ from parity.cases import block, models
 from parity.cases.family import Family, Variant
 from parity.cases.notation import Dim, Expected, parse_layout
 
+# Between the norms of each variant's steps of training.
+MAX_NORM = {"gpt": 700.0, "llama": 102.0, "gpt2": 0.4, "llama3": 0.7}
+
 DIMS = {"B": 8, "S": 6, "D": 24, "H": 8, "K": 8, "E": 4, "F": 48, "V": 40, "N": 30, "C": 8}
 ROUNDED = ("float64", "float32", "bfloat16")
 INPUTS = ("x", "labels", "y")
@@ -107,6 +110,7 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
                 ROUNDED,
                 tuple(f"inner.{name}" for name in variant.params),
                 sizes=variant.sizes,
+                max_norm=MAX_NORM[variant.name],
             )
             for variant in inner.variants
             if variant.name in names
@@ -117,6 +121,7 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
         in_float32=inner.in_float32,
         # XLA sums the gradients of norms in float32, under fsdp by an all-reduce of which each device takes its part.
         left_out=(("auto", "bfloat16"),),
+        # No `typed`: types of JAX name the batch's axis in every activation, which layers then would have to know.
         # In `auto` XLA reduces the two gradients of GPT's tied table apart, V/tp D more: not what the plan says.
         styles=("manual",) if inner.layer == "models.gpt" else ("auto", "manual"),
     )

@@ -103,24 +103,29 @@ def language_model(layer: str, plan: str, num_blocks: int, tensors: Mapping[str,
     )
 
 
+GPT_NORM = {"megatron": 1.1, "sequence_parallel": 0.6}  # longer sequences have smaller gradients
+
+
 def gpt(num_blocks: int = NUM_BLOCKS, plan: str = "megatron") -> Family:
     """GPT with this many blocks."""
     params = (*TIED, *stacked(block.WITH_BIAS, num_blocks), "norm.scale", "norm.b")
-    variant = Variant("gpt2", block.GPT, (*ROUNDED, *TRAINING), params, sizes=SIZES)
+    variant = Variant("gpt2", block.GPT, (*ROUNDED, *TRAINING), params, sizes=SIZES, max_norm=GPT_NORM[plan])
     return language_model("models.gpt", plan, num_blocks, TIED, variant)
 
 
 def bert(num_blocks: int = NUM_BLOCKS, plan: str = "megatron") -> Family:
     """BERT with this many blocks."""
     params = (*TIED, *stacked(block.WITH_BIAS, num_blocks), "norm.scale", "norm.b", *HEAD)
-    variant = Variant("masked_lm", block.BERT, (*ROUNDED, *TRAINING), params, sizes=SIZES)
+    variant = Variant("masked_lm", block.BERT, (*ROUNDED, *TRAINING), params, sizes=SIZES, max_norm=1.0)
     return language_model("models.bert", plan, num_blocks, {**TIED, **HEAD}, variant)
 
 
 def llama(num_blocks: int = NUM_BLOCKS, plan: str = "megatron") -> Family:
     """Llama with this many blocks."""
     params = ("embed.table", *stacked(block.WITHOUT_BIAS, num_blocks), "norm.scale", "head.w")
-    variant = Variant("llama3", block.LLAMA, (*ROUNDED, *TRAINING), params, dims=attention.GROUPED, sizes=SIZES)
+    variant = Variant(
+        "llama3", block.LLAMA, (*ROUNDED, *TRAINING), params, dims=attention.GROUPED, sizes=SIZES, max_norm=1.6
+    )
     untied = {"embed.table": "V@tp D", "head.w": "D V@tp"}
     return language_model("models.llama", plan, num_blocks, untied, variant)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from parity.cases import block, cross_entropy
-from parity.cases.family import Family, Variant
+from parity.cases.family import TRAINING, Family, Variant
 from parity.cases.models import NUM_BLOCKS, ROUNDED, blocks_of, stacked
 from parity.cases.notation import Expected
 
@@ -61,7 +61,7 @@ def field(num_blocks: int = NUM_BLOCKS) -> Family:
             ),
             Expected("all_reduce", "tp", "backward", f"B*{TOKENS}*D", reason),
         ),
-        Variant("weather", block.VIT, ROUNDED, (), sizes=SIZES),
+        Variant("weather", block.VIT, (*ROUNDED, *TRAINING), (), sizes=SIZES, max_norm=0.6),
     )
 
 
@@ -77,7 +77,7 @@ def classes(num_blocks: int = NUM_BLOCKS) -> Family:
             *(replace(formula, elements="B") for formula in cross_entropy.FAMILIES[0].collectives),
             Expected("all_reduce", "tp", "backward", "B*D", reason),
         ),
-        Variant("digits", block.VIT, ROUNDED, (), sizes={**SIZES, "num_classes": "N"}),
+        Variant("digits", block.VIT, (*ROUNDED, *TRAINING), (), sizes={**SIZES, "num_classes": "N"}, max_norm=2.6),
     )
 
 

@@ -25,10 +25,10 @@ def train(
     recipe: Recipe,
     arithmetic: Arithmetic | None = None,
 ) -> dict[str, np.ndarray]:
-    """Loss, gradient norm (before clipping), parameters and both moments of every step, by default in float64.
+    """Loss and gradient norm (before clipping) of every step, parameters and both moments of those to record.
 
-    `batch` holds "batch<i>.x", "batch<i>.target" ..., one i a microbatch. Returns float64 arrays {"step<t>.loss",
-    "step<t>.norm", "step<t>.<parameter>", "step<t>.<parameter>.m", "step<t>.<parameter>.v"}, t from 1.
+    `batch` holds "batch<i>.x", "batch<i>.target" ..., one i a microbatch. By default in float64. Returns float64 arrays
+    {"step<t>.loss", "step<t>.norm", "step<t>.<parameter>", "step<t>.<parameter>.m", "step<t>.<parameter>.v"}, t from 1.
     """
     number = arithmetic or Float64()
     weights = {name: number.load(value) for name, value in params.items()}
@@ -48,7 +48,8 @@ def train(
         for name, grad in grads.items():
             moved = adamw(number, weights[name], m[name], v[name], grad * scale, step, recipe)
             weights[name], m[name], v[name] = moved
-            found |= {f"step{step}.{name}{end}": value for end, value in zip(("", ".m", ".v"), moved, strict=True)}
+            if step % recipe["record_every"] == 0:
+                found |= {f"step{step}.{name}{end}": value for end, value in zip(("", ".m", ".v"), moved, strict=True)}
     return {name: np.array(value, np.float64) for name, value in found.items()}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
 import numpy as np
 import pytest
 
-from parity.cases import FAMILIES
+from parity.cases import FAMILIES, family_of
 from parity.cases.family import Selection, cases_of
 from parity.cases.training import RECIPE, training_collectives
 from parity.check import layout_of
@@ -152,6 +153,26 @@ def test_norm_of_replicated_parameters_sends_nothing():
     assert training_collectives([], ["D F", "F"], RECIPE, ["tp"]) == []
     both = training_collectives([], ["D F@tp+fsdp", "F@fsdp"], RECIPE, ["fsdp", "tp"])
     assert [(entry.axis, entry.elements) for entry in both] == [("fsdp+tp", "1"), ("fsdp", "1")]
+
+
+def trained_cases():
+    """One training of every variant that has any."""
+    for family in FAMILIES:
+        for variant in family.variants:
+            mesh = dict.fromkeys(sorted(family.used_axes()), 2)
+            yield from itertools.islice(cases_of(family, Selection((mesh,), ("train-float64",), (variant.name,))), 1)
+
+
+@pytest.mark.parametrize("case", trained_cases(), ids=lambda case: case.id)
+def test_clipping_acts_in_some_steps_and_not_in_others(case):
+    family = family_of(case)
+    params, batch = family.shapes(case)
+    drawn = make_inputs(
+        case.layer, case.options, params, batch, family.ranges(case), case.dtype, "normal", 0, family.ignored, 20
+    )
+    found = train(case.layer, case.options, *drawn, case.recipe)
+    clipped = sum(float(found[f"step{t}.norm"]) > case.recipe["max_norm"] for t in range(1, 11))
+    assert 2 <= clipped <= 8
 
 
 def test_layout_of_a_moment_is_that_of_its_parameter():
