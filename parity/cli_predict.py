@@ -35,6 +35,9 @@ Seq = Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of a seque
 Plan = Annotated[str | None, typer.Option("--plan", help="megatron | sequence_parallel [default: the model's first]")]
 Style = Annotated[str, typer.Option("--style", help="auto | typed | manual")]
 Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16 | float32")]
+Checkpoint = Annotated[
+    bool, typer.Option("--checkpoint", help="Every block makes its activations again in the backward pass.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Figures as JSON in place of tables.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the JSON to this file too.")]
 TorchPython = Annotated[str, typer.Option(help="Interpreter that has torch.")]
@@ -50,6 +53,7 @@ def predict_step(
     plan: Plan = None,
     style: Style = "auto",
     dtype: Dtype = "bfloat16",
+    checkpoint: Checkpoint = False,
     sweep: Annotated[
         str | None, typer.Option(help="tp: the mesh's GPUs by tp degree. plan: 1D and 2D, and where 2D wins.")
     ] = None,
@@ -65,7 +69,9 @@ def predict_step(
     with one_line_errors():
         check_out(out)
         sizes = parse_sizes(mesh, "--mesh")
-        question = Question.of(load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype)
+        question = Question.of(
+            load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype, checkpoint
+        )
         trace = Tracer(torch_python, jax_python)
         if sweep is None:
             prediction = trace([question])[question.id]
@@ -104,6 +110,7 @@ def advise_step(
     plan: Plan = None,
     style: Style = "auto",
     dtype: Dtype = "bfloat16",
+    checkpoint: Checkpoint = False,
     as_json: AsJson = False,
     out: Out = None,
     torch_python: TorchPython = sys.executable,
@@ -116,7 +123,9 @@ def advise_step(
     with one_line_errors():
         check_out(out)
         sizes = {"fsdp": gpus}
-        question = Question.of(load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype)
+        question = Question.of(
+            load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype, checkpoint
+        )
         check_mesh(question.machine, question.mesh)
         trace = Tracer(torch_python, jax_python)
         choices = trace.fill(tp_choices(question))

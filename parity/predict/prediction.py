@@ -9,6 +9,7 @@ from typing import Any
 from parity.cost import Estimate, Group, total
 from parity.cost.memory import RESERVED_BYTES, Fit, fit_of
 from parity.cost.step import CollectiveCost, StepCost, link_of, step_cost
+from parity.predict.recompute import checkpointed
 from parity.predict.request import Question
 from parity.step_contract import StepTrace
 
@@ -93,6 +94,7 @@ class Prediction:
             "plan": question.plan,
             "style": question.style,
             "dtype": question.dtype,
+            "activation_checkpointing": question.is_checkpointed,
             "mesh": dict(question.mesh),
             "gpus": question.num_gpus,
             "batch": question.batch,
@@ -152,5 +154,7 @@ def predict(question: Question, traces: Mapping[str, StepTrace]) -> Prediction:
 def _step(question: Question, trace: StepTrace) -> FrameworkStep:
     if trace.skipped:
         return FrameworkStep(trace, None, None)
+    if question.is_checkpointed:
+        trace = checkpointed(question, trace)
     held = None if trace.memory is None else fit_of(question.machine, trace.memory)
     return FrameworkStep(trace, step_cost(question.machine, question.mesh, trace), held)

@@ -36,6 +36,7 @@ class Question:
     plan: str = "megatron"
     style: str = "auto"
     dtype: str = "bfloat16"
+    is_checkpointed: bool = False  # whether each block's activations are made again in the backward pass
 
     @classmethod
     def of(
@@ -48,6 +49,7 @@ class Question:
         plan: str | None,
         style: str,
         dtype: str,
+        is_checkpointed: bool,
     ) -> Question:
         """As the command line has it: the plan of the preset if none is named; a ViT's sequence is its patches.
 
@@ -61,7 +63,7 @@ class Question:
             seq = patches
         if seq is None:
             raise RequestError(f"{preset.name}: --seq is missing: how many tokens a sequence has")
-        return cls(machine, preset, mesh, batch, seq, plan or preset.family.plan, style, dtype)
+        return cls(machine, preset, mesh, batch, seq, plan or preset.family.plan, style, dtype, is_checkpointed)
 
     @property
     def plans(self) -> tuple[str, ...]:

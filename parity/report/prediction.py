@@ -22,6 +22,7 @@ from parity.report.terminal import duration
 BARS_FROM_WIDTH = 140  # columns; narrower terminals show no bars
 UNBOUNDED = 1000  # columns: more than any table here takes
 BAR_WIDTH = 24
+SHORT = {"float32": "f32", "float64": "f64"}  # bfloat16 goes without saying
 PASSES = ("forward", "backward", "optimizer", "step")
 
 
@@ -80,7 +81,7 @@ def heading(question: Question) -> Text:
     nodes = -(-question.num_gpus // machine.gpus_per_node)
     text = Text(f"{preset.name}", style="bold")
     text.append(f", {preset.num_parameters() / 1e9:.3g} B parameters, {question.dtype}, plan {question.plan}, ", "")
-    text.append(f"style {question.style}\n")
+    text.append(f"style {question.style}{', blocks checkpointed' if question.is_checkpointed else ''}\n")
     text.append(f"{machine.name}", style="bold")
     text.append(f", {question.num_gpus:,} x {machine.gpu.name} on {nodes:,} node{'s' if nodes > 1 else ''}, mesh ")
     text.append(f"{mesh_text(question.mesh)}; a step of {question.batch:,} x {question.seq:,} tokens")
@@ -134,7 +135,7 @@ def ledger_table(steps: dict[str, FrameworkStep]) -> Table:
         for key in own:
             rows = [ledger.get(key) for ledger in ledgers.values()]
             link = next(row.link for row in rows if row is not None)
-            kind = key[1] if key[3] == "bfloat16" else f"{key[1]}, {key[3]}"
+            kind = key[1] if key[3] == "bfloat16" else f"{key[1]}, {SHORT.get(key[3], key[3])}"
             first = pass_ if key == own[0] else ""
             table.add_row(first, kind, key[2], link, *(cell for row in rows for cell in _ledger_cells(row)))
     table.add_section()
@@ -150,7 +151,7 @@ def ledger_table(steps: dict[str, FrameworkStep]) -> Table:
 def _ledger_cells(row: LedgerRow | None) -> tuple[str, str, str]:
     if row is None:
         return "-", "-", "-"
-    return size_text(row.wire_bytes), f"{row.count:,}", ("~ " if row.is_async else "") + duration(row.time.seconds)
+    return size_text(row.wire_bytes), f"{row.count:,}", ("~" if row.is_async else "") + duration(row.time.seconds)
 
 
 def memory_table(steps: dict[str, FrameworkStep]) -> Table:
