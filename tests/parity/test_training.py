@@ -163,7 +163,7 @@ def trained_cases():
             yield from itertools.islice(cases_of(family, Selection((mesh,), ("train-float64",), (variant.name,))), 1)
 
 
-@pytest.mark.parametrize("case", trained_cases(), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", list(trained_cases()), ids=lambda case: case.id)
 def test_clipping_acts_in_some_steps_and_not_in_others(case):
     family = family_of(case)
     params, batch = family.shapes(case)
