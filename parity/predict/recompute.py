@@ -22,9 +22,8 @@ def checkpointed(question: Question, trace: StepTrace) -> StepTrace:
     if trace.skipped:
         return trace
     blocks = question.preset.dims["L"]
-    again = [
-        replace(op, pass_="backward") for op in trace.operations if op.pass_ == "forward" and not _head(question, op)
-    ]
+    forward = [op for op in trace.operations if op.pass_ == "forward" and not _is_head(question, op)]
+    again = [replace(op, pass_="backward") for op in forward]
     sent = [
         replace(entry, pass_="backward", count=entry.count // blocks * blocks, is_async=False)
         for entry in trace.collectives
