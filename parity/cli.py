@@ -20,6 +20,7 @@ from parity.cases.family import NUMERICS, TRAINING, Selection
 from parity.cli_bench import bench
 from parity.cli_calibrate import calibrate
 from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes, progress_bar
+from parity.cli_guide import guide
 from parity.cli_partitioners import partitioners
 from parity.cli_predict import advise_step, predict_step
 from parity.cli_scaling import scaling
@@ -204,6 +205,7 @@ app.command()(calibrate)
 app.command()(partitioners)
 app.command()(scaling)
 app.add_typer(bench, name="bench")
+app.command()(guide)
 app.command("predict")(predict_step)
 app.command("advise")(advise_step)
 app.command()(train)

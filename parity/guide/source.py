@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,24 +15,43 @@ from parity.contract import FRAMEWORKS, Case, ContractError
 
 def source_of_case(case: Case) -> Table:
     """The layer's class in the case's style, PyTorch left and JAX right, with the bases that its file defines."""
+    file = file_of(case.layer)
+    sources = {name: (package_folder(name) / file).read_text() for name in FRAMEWORKS}
+    return columns(file, {name: classes(source, case.style, case.plan) for name, source in sources.items()})
+
+
+def side_by_side(file: str, names: Mapping[str, str]) -> Table:
+    """A function or class of each package's file, by the package's framework."""
+    sources = {name: (package_folder(name) / file).read_text() for name in FRAMEWORKS}
+    return columns(file, {name: [definition(source, names[name])] for name, source in sources.items()})
+
+
+def columns(file: str, parts: Mapping[str, list[str]]) -> Table:
+    """Parts of the two packages' files of this name beside each other."""
     table = Table(expand=True, show_lines=False, pad_edge=False)
-    cells = []
-    for framework in FRAMEWORKS:
-        path = source_file(framework, case.layer)
-        table.add_column(f"{framework}_tp/{file_of(case.layer)}", ratio=1)
-        code = "\n\n\n".join(classes(path.read_text(), case.style, case.plan))
-        cells.append(Syntax(code, "python", word_wrap=True, background_color="default"))
-    table.add_row(*cells)
+    for framework in parts:
+        table.add_column(f"{framework}_tp/{file}", ratio=1)
+    codes = ("\n\n\n".join(code) for code in parts.values())
+    table.add_row(*(Syntax(code, "python", word_wrap=True, background_color="default") for code in codes))
     return table
 
 
-def source_file(framework: str, layer: str) -> Path:
-    """Where a layer's source is. Raises ContractError if the package is not installed here."""
+def package_folder(framework: str) -> Path:
+    """Where a package is. Raises ContractError if it is not installed here."""
     spec = find_spec(f"{framework}_tp")
     folder = next(iter(spec.submodule_search_locations or []), None) if spec else None
     if folder is None:
         raise ContractError(f"the package {framework}_tp is not installed here: its sources cannot be shown")
-    return Path(folder) / file_of(layer)
+    return Path(folder)
+
+
+def definition(source: str, name: str) -> str:
+    """A function or class of a file, from its decorators on."""
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            return "\n".join(source.splitlines()[first - 1 : node.end_lineno])
+    raise ContractError(f"there is no {name} in the source")
 
 
 def file_of(layer: str) -> str:
