@@ -97,6 +97,21 @@ class AutoCrossEntropy(TypedCrossEntropy):
 # -------------------------------------------------------------------------------------------------------- manual
 
 
+def token_losses(x: jax.Array, labels: jax.Array, axis: str, num_ids: int, label_smoothing: float) -> jax.Array:
+    """The loss of every token on each device of the axis, from the own logits: [B, S, V/tp], [B, S] -> [B, S]."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # [B, S, V/tp]
+    num_own = x.shape[-1]
+    ids = axis_index(axis) * num_own + jnp.arange(num_own)
+    is_id = ids < num_ids
+    m = max_over_tp(jnp.where(is_id, stop_gradient(x), -jnp.inf).max(-1), axis)  # [B, S]
+    z = jnp.where(is_id, x - m[..., None], -jnp.inf)
+    log_sum = jnp.log(reduce_from_tp(jnp.exp(z).sum(-1), axis))  # [B, S]
+    part = jnp.where(ids == labels[..., None], (1 - label_smoothing) * z, 0)
+    if label_smoothing:
+        part = part + jnp.where(is_id, label_smoothing / num_ids * z, 0)
+    return log_sum - reduce_from_tp(part.sum(-1), axis)
+
+
 class ManualCrossEntropy(CrossEntropy):
     """`body` is the code of one device, on its own logits."""
 
@@ -109,21 +124,17 @@ class ManualCrossEntropy(CrossEntropy):
         return per_device(x_BSV, labels_BS)
 
     def body(self, x: jax.Array, labels: jax.Array) -> jax.Array:
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # [B, S, V/tp]
-        num_own = x.shape[-1]
-        ids = axis_index("tp") * num_own + jnp.arange(num_own)
-        is_id = ids < self.num_ids
-        m = max_over_tp(jnp.where(is_id, stop_gradient(x), -jnp.inf).max(-1), "tp")  # [B, S]
-        z = jnp.where(is_id, x - m[..., None], -jnp.inf)
-        log_sum = jnp.log(reduce_from_tp(jnp.exp(z).sum(-1), "tp"))  # [B, S]
-        part = jnp.where(ids == labels[..., None], (1 - self.label_smoothing) * z, 0)
-        if self.label_smoothing:
-            part = part + jnp.where(is_id, self.label_smoothing / self.num_ids * z, 0)
-        loss = log_sum - reduce_from_tp(part.sum(-1), "tp")  # [B, S]
+        loss = token_losses(x, labels, "tp", self.num_ids, self.label_smoothing)
         return self.mean(loss, labels)
 
 
 STYLES = {"auto": AutoCrossEntropy, "typed": TypedCrossEntropy, "manual": ManualCrossEntropy}
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuse (ValueError) a label smoothing outside [0, 1)."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: expected 0 <= label_smoothing < 1")
 
 
 def build(
@@ -139,6 +150,5 @@ def build(
 
     Raises ValueError for a label smoothing outside [0, 1).
     """
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing={label_smoothing}: expected 0 <= label_smoothing < 1")
+    check_smoothing(label_smoothing)
     return STYLES[style](mesh, plan, num_ids, ignore_index, label_smoothing)

@@ -63,11 +63,12 @@ def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int) -> None:
     check_ids("x", inputs["x"], num_ids)
 
 
-def check_rows(mesh: Mesh, table: np.ndarray | jax.ShapeDtypeStruct) -> None:
-    """Refuse a table whose rows tp does not divide: ValueError that says how many would do."""
-    num_rows, tp = table.shape[0], mesh.shape["tp"]
-    if num_rows % tp:
-        raise ValueError(f"tp={tp} does not divide the {num_rows} rows of the table; pad_rows(table, {tp}) would work")
+def check_rows(mesh: Mesh, table: np.ndarray | jax.ShapeDtypeStruct, axis: str = "tp") -> None:
+    """Refuse a table whose rows the axis does not divide: ValueError that says how many would do."""
+    num_rows, size = table.shape[0], mesh.shape[axis]
+    if num_rows % size:
+        problem = f"{axis}={size} does not divide the {num_rows} rows of the table"
+        raise ValueError(f"{problem}; pad_rows(table, {size}) would work")
 
 
 def check_size(table: np.ndarray | jax.ShapeDtypeStruct, num_ids: int) -> None:
@@ -136,12 +137,17 @@ class TypedEmbedding(ShardedEmbedding):
 # -------------------------------------------------------------------------------------------------------- manual
 
 
-def masked_lookup(ids: jax.Array, table: jax.Array, axis: str) -> jax.Array:
-    """table[ids] where the id is one of the own rows, else 0; [B, S], [V/tp, D] -> [B, S, D], a part of the sum."""
-    own = ids - axis_index(axis) * table.shape[0]
+def masked_rows(ids: jax.Array, table: jax.Array, first: int | jax.Array) -> jax.Array:
+    """The row of each id where the table has it, from id `first` on, else 0; [B, S], [V/tp, D] -> [B, S, D]."""
+    own = ids - first
     is_own = (own >= 0) & (own < table.shape[0])  # [B, S]
     rows = table[jnp.where(is_own, own, 0)]
     return jnp.where(is_own[..., None], rows, 0)
+
+
+def masked_lookup(ids: jax.Array, table: jax.Array, axis: str) -> jax.Array:
+    """table[ids] where the id is one of the own rows, else 0; [B, S], [V/tp, D] -> [B, S, D], a part of the sum."""
+    return masked_rows(ids, table, axis_index(axis) * table.shape[0])
 
 
 class ManualEmbedding(ShardedEmbedding):

@@ -75,6 +75,13 @@ class LatitudeError(nnx.Module):
         _, C, I, J = truth_BCIJ.shape
         return np.broadcast_to(latitude_weights(I)[:, None], (1, C, I, J))
 
+    def weighted_squares(self, x: jax.Array, truth: jax.Array, axis: str) -> jax.Array:
+        """The sum over the own features of one device: [B, T, F/tp], [B, C, I, J] -> []."""
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        weight = jnp.asarray(self.weigh(truth), x.dtype)  # [1, C, I, J]
+        weight, own = (split_to_tp(cut_patches(field, self.patch), axis, dim=2) for field in (weight, truth))
+        return (weight * jnp.square(x - own)).sum()
+
 
 # --------------------------------------------------------------------------------------------------------- typed
 
@@ -120,11 +127,7 @@ class ManualLatitudeError(LatitudeError):
         return per_device(x_BTF, truth_BCIJ)
 
     def body(self, x: jax.Array, truth: jax.Array) -> jax.Array:
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # [B, T, F/tp]
-        weight = jnp.asarray(self.weigh(truth), x.dtype)  # [1, C, I, J]
-        weight, own = (split_to_tp(cut_patches(field, self.patch), "tp", dim=2) for field in (weight, truth))
-        total = (weight * jnp.square(x - own)).sum()
-        return reduce_from_tp(total, "tp") / truth.size
+        return reduce_from_tp(self.weighted_squares(x, truth, "tp"), "tp") / truth.size
 
 
 STYLES = {"auto": AutoLatitudeError, "typed": TypedLatitudeError, "manual": ManualLatitudeError}

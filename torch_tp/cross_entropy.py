@@ -111,6 +111,23 @@ class AutoCrossEntropy(TypedCrossEntropy):
 # -------------------------------------------------------------------------------------------------------- manual
 
 
+def token_losses(
+    x: torch.Tensor, labels: torch.Tensor, axis: DeviceMesh, num_ids: int, label_smoothing: float
+) -> torch.Tensor:
+    """The loss of every token on each device of the axis, from the own logits: [B, S, V/tp], [B, S] -> [B, S]."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # [B, S, V/tp]
+    num_own = x.shape[-1]
+    ids = axis.get_local_rank() * num_own + torch.arange(num_own, device=x.device)
+    is_id = ids < num_ids
+    m = max_over_tp(torch.where(is_id, x.detach(), -torch.inf).amax(-1), axis)  # [B, S]
+    z = torch.where(is_id, x - m[..., None], -torch.inf)
+    log_sum = reduce_from_tp(z.exp().sum(-1), axis).log()  # [B, S]
+    part = torch.where(ids == labels[..., None], (1 - label_smoothing) * z, 0)
+    if label_smoothing:
+        part = part + torch.where(is_id, label_smoothing / num_ids * z, 0)
+    return log_sum - reduce_from_tp(part.sum(-1), axis)
+
+
 class ManualCrossEntropy(CrossEntropy):
     """`body` is the code of one device, on its own logits."""
 
@@ -124,21 +141,17 @@ class ManualCrossEntropy(CrossEntropy):
         return per_device(x_BSV, labels_BS)
 
     def body(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # [B, S, V/tp]
-        num_own = x.shape[-1]
-        ids = self.axis.get_local_rank() * num_own + torch.arange(num_own, device=x.device)
-        is_id = ids < self.num_ids
-        m = max_over_tp(torch.where(is_id, x.detach(), -torch.inf).amax(-1), self.axis)  # [B, S]
-        z = torch.where(is_id, x - m[..., None], -torch.inf)
-        log_sum = reduce_from_tp(z.exp().sum(-1), self.axis).log()  # [B, S]
-        part = torch.where(ids == labels[..., None], (1 - self.label_smoothing) * z, 0)
-        if self.label_smoothing:
-            part = part + torch.where(is_id, self.label_smoothing / self.num_ids * z, 0)
-        loss = log_sum - reduce_from_tp(part.sum(-1), self.axis)  # [B, S]
+        loss = token_losses(x, labels, self.axis, self.num_ids, self.label_smoothing)
         return self.mean(loss, labels)
 
 
 STYLES = {"auto": AutoCrossEntropy, "typed": TypedCrossEntropy, "manual": ManualCrossEntropy}
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuse (ValueError) a label smoothing outside [0, 1)."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: expected 0 <= label_smoothing < 1")
 
 
 def build(
@@ -154,6 +167,5 @@ def build(
 
     Raises ValueError for a label smoothing outside [0, 1).
     """
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing={label_smoothing}: expected 0 <= label_smoothing < 1")
+    check_smoothing(label_smoothing)
     return STYLES[style](mesh, plan, num_ids, ignore_index, label_smoothing)

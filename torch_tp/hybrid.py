@@ -41,14 +41,14 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from torch_tp.collectives import reduce_from_tp
 from torch_tp.cross_entropy import IGNORED
-from torch_tp.layouts import Layout, Plan, child
+from torch_tp.layouts import Layout, Plan, child, placements_of
 
 AXES = ("dp", "fsdp")
 
 
 def on_batch(layout: Layout, has_batch: bool = True) -> Layout:
     """A layout over tp as one over (axis, tp): the axis shards the first dim, the batch, or nothing."""
-    return (Shard(0) if has_batch else Replicate(), *(layout if isinstance(layout, tuple) else (layout,)))
+    return (Shard(0) if has_batch else Replicate(), *placements_of(layout))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,13 @@ class LatitudeError(nn.Module):
         _, C, I, J = truth_BCIJ.shape
         return np.broadcast_to(latitude_weights(I)[:, None], (1, C, I, J))
 
+    def weighted_squares(self, x: torch.Tensor, truth: torch.Tensor, axis: DeviceMesh) -> torch.Tensor:
+        """The sum over the own features of one device: [B, T, F/tp], [B, C, I, J] -> []."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        weight = to_tensor(self.weigh(truth), x.device.type).to(x.dtype)  # [1, C, I, J]
+        weight, own = (split_to_tp(cut_patches(field, self.patch), axis, dim=2) for field in (weight, truth))
+        return (weight * (x - own).square()).sum()
+
 
 # --------------------------------------------------------------------------------------------------------- typed
 
@@ -115,11 +122,7 @@ class ManualLatitudeError(LatitudeError):
         return per_device(x_BTF, truth_BCIJ)
 
     def body(self, x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # [B, T, F/tp]
-        weight = to_tensor(self.weigh(truth), self.axis.device_type).to(x.dtype)  # [1, C, I, J]
-        weight, own = (split_to_tp(cut_patches(field, self.patch), self.axis, dim=2) for field in (weight, truth))
-        total = (weight * (x - own).square()).sum()
-        return reduce_from_tp(total, self.axis) / truth.numel()
+        return reduce_from_tp(self.weighted_squares(x, truth, self.axis), self.axis) / truth.numel()
 
 
 STYLES = {"auto": AutoLatitudeError, "typed": TypedLatitudeError, "manual": ManualLatitudeError}

@@ -18,10 +18,15 @@ from torch_tp import (
 )
 from torch_tp.grid import attention as grid_attention
 from torch_tp.grid import block as grid_block
+from torch_tp.grid import cross_entropy as grid_cross_entropy
+from torch_tp.grid import embedding as grid_embedding
 from torch_tp.grid import linear as grid_linear
 from torch_tp.grid import matmul
 from torch_tp.grid import mlp as grid_mlp
 from torch_tp.grid import norm as grid_norm
+from torch_tp.grid import tied as grid_tied
+from torch_tp.grid.models import gpt as grid_gpt
+from torch_tp.grid.models import vit as grid_vit
 from torch_tp.models import bert, gpt, llama, vit
 
 LAYERS = {
@@ -32,10 +37,15 @@ LAYERS = {
     "linear": linear,
     "grid.attention": grid_attention,
     "grid.block": grid_block,
+    "grid.cross_entropy": grid_cross_entropy,
+    "grid.embedding": grid_embedding,
     "grid.linear": grid_linear,
     "grid.matmul": matmul,
     "grid.mlp": grid_mlp,
+    "grid.models.gpt": grid_gpt,
+    "grid.models.vit": grid_vit,
     "grid.norm": grid_norm,
+    "grid.tied": grid_tied,
     "mlp": mlp,
     "norm": norm,
     "swiglu": swiglu,

@@ -50,13 +50,17 @@ def to_tensor(array: np.ndarray | torch.Tensor, device: str) -> torch.Tensor:
     return torch.from_numpy(np.array(array, order="C")).to(device)
 
 
+def placements_of(layout: Layout) -> tuple[Placement, ...]:
+    """A placement for each mesh axis, on a mesh of one axis too."""
+    return layout if isinstance(layout, tuple) else (layout,)
+
+
 def place(array: np.ndarray | torch.Tensor, mesh: DeviceMesh, placement: Layout) -> DTensor:
     """The global array (the same in every process) as a DTensor; each process keeps its shard, nothing is sent.
 
     Raises ValueError for a dim that the mesh does not divide: DTensor would make uneven shards, JAX refuses too.
     """
-    tensor = to_tensor(array, mesh.device_type)
-    placements = placement if isinstance(placement, tuple) else (placement,)
+    tensor, placements = to_tensor(array, mesh.device_type), placements_of(placement)
     _check_divisible(tensor, mesh, placements)
     return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
 

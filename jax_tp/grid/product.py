@@ -9,6 +9,8 @@ are "x" and "y", or for every second layer of `stationary` "y" and "x".
     gathered      [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     forward all-gathers of x and w, backward reduce-scatters
     stationary    [M/C, K/R]     [K/R, N/C]     [M/R, N/C]     all-gather of x, reduce-scatter of y; the transposes
 
+The head of a tied table (tied.py) multiplies by w^T, w a block [N/R, K/C]: `multiply_transposed`.
+
 `matmul.py` has the payloads. `summa` and `cannon` keep only the blocks for backward and send panels or blocks again:
 their gradients are algorithms of their own. `gathered` and `stationary` are transposed collective by collective, with
 the gathered operands kept for backward.
@@ -24,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jax_tp.collectives import gather_from_sp, reduce_scatter_to_sp
 from jax_tp.grid.cannon import Cannon, check_square
@@ -42,9 +45,14 @@ class Grid:
     panel: int  # of K, for `summa`; 0: the widest that no border of a block crosses
 
 
+def axes_of(layout: P) -> tuple[str, str]:
+    """The axis that shards the first dim, and the one that shards the last."""
+    return layout[0], layout[-1]
+
+
 def grid_of(plan: Plan, panel: int = 0) -> Grid:
-    """The grid of a layer whose output has the layout y of the plan: rows on its first dim, columns on its last."""
-    return Grid(plan.y[0], plan.y[-1], plan.algorithm, panel)
+    """The grid of a layer whose output has the layout y of the plan."""
+    return Grid(*axes_of(plan.y), plan.algorithm, panel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -66,10 +74,33 @@ def _product_backward(algorithm: Summa | Cannon, saved: Any, c: jax.Array) -> tu
 grid_product.defvjp(_product_forward, _product_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def transposed_product(c: jax.Array, b: jax.Array, algorithm: Summa | Cannon) -> jax.Array:
+    """c b^T, the algorithm's second form, with the other two as gradients; saved are the own blocks."""
+    return algorithm.abt(c, b)
+
+
+def _transposed_forward(c: jax.Array, b: jax.Array, algorithm: Summa | Cannon) -> tuple[jax.Array, Any]:
+    return algorithm.abt(c, b), (c, b)
+
+
+def _transposed_backward(algorithm: Summa | Cannon, saved: Any, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    c, b, a = in_order(*saved, a)  # as in `grid_product`
+    grad_c, c, a = in_order(algorithm.ab(a, b), c, a)
+    return grad_c, algorithm.atb(a, c)
+
+
+transposed_product.defvjp(_transposed_forward, _transposed_backward)
+
+
+def widest_panel(size: int, grid: Grid) -> int:
+    """The widest that no border of a block crosses, of a dim of this size."""
+    return size // math.lcm(lax.axis_size(grid.rows), lax.axis_size(grid.columns))
+
+
 def summa(x: jax.Array, w: jax.Array, grid: Grid) -> jax.Array:
     """Panel by panel."""
-    K = x.shape[1] * lax.axis_size(grid.columns)
-    panel = grid.panel or K // math.lcm(lax.axis_size(grid.rows), lax.axis_size(grid.columns))
+    panel = grid.panel or widest_panel(x.shape[1] * lax.axis_size(grid.columns), grid)
     return grid_product(x, w, Summa(grid.rows, grid.columns, panel))
 
 
@@ -100,3 +131,12 @@ def multiply(x: jax.Array, w: jax.Array, grid: Grid) -> jax.Array:
     """x w of whatever shards the algorithm wants; x may have further dims of rows inside the first, as [B, S, K]."""
     y = ALGORITHMS[grid.algorithm](x.reshape(-1, x.shape[-1]), w, grid)
     return y.reshape(-1, *x.shape[1:-1], w.shape[1])
+
+
+def multiply_transposed(x: jax.Array, w: jax.Array, grid: Grid) -> jax.Array:
+    """x w^T, x [B/R, S, K/C], w [N/R, K/C] -> [B/R, S, N/C]; `stationary`: x [B/C, S, K/R], w [N/C, K/R]."""
+    if grid.algorithm == "stationary":
+        return multiply(x, w.T, grid)
+    panel = grid.panel or widest_panel(w.shape[0] * lax.axis_size(grid.rows), grid)
+    y = transposed_product(x.reshape(-1, x.shape[-1]), w, Summa(grid.rows, grid.columns, panel))
+    return y.reshape(*x.shape[:-1], -1)

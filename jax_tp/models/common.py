@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from jax_tp import block, cross_entropy, embedding
+from jax_tp import cross_entropy, embedding
 from jax_tp.collectives import map_shards, split_to_tp
 from jax_tp.layouts import Plan, State, child, native_name, place
 
@@ -24,16 +25,23 @@ def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any)
     cross_entropy.check_inputs(inputs, num_ids)
 
 
-def build_blocks(mesh: Mesh, style: str, plan: Plan, state: State, options: Mapping[str, Any]) -> nnx.List:
-    """The blocks "0", "1", ... of the state, as many as it has, with the options of `block.build`.
+def build_blocks(
+    layer: ModuleType,
+    mesh: Mesh,
+    style: str,
+    plan: Plan,
+    state: State,
+    options: Mapping[str, Any],
+) -> nnx.List:
+    """The blocks "0", "1", ... of the state, as many as it has, built by the layer with these options.
 
     A state of "all" has every parameter of every block, stacked along a leading dim L: then one loop runs them all.
     """
     if stacked := child(state, "all"):
         one = {name: of_one_block(array) for name, array in stacked.items()}
-        return nnx.List([Loop(mesh, block.build(mesh, style, plan, one, **options), stacked)])
+        return nnx.List([Loop(mesh, layer.build(mesh, style, plan, one, **options), stacked)])
     names = sorted({name.partition(".")[0] for name in state}, key=int)
-    return nnx.List([block.build(mesh, style, plan, child(state, name), **options) for name in names])
+    return nnx.List([layer.build(mesh, style, plan, child(state, name), **options) for name in names])
 
 
 def of_one_block(array: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray | jax.ShapeDtypeStruct:

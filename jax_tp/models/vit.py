@@ -30,7 +30,7 @@ https://arxiv.org/abs/1909.08053, section 3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -82,7 +82,15 @@ def check_inputs(inputs: Mapping[str, np.ndarray], patch: int, num_classes: int 
 
 
 class Vit(nnx.Module):
-    """The layers in the given style up to the last norm; what lies between them is whole on every device."""
+    """The layers in the given style up to the last norm; what lies between them has the layout of the blocks."""
+
+    layers: ClassVar[Mapping[str, Any]] = {
+        "embed": bert.DENSE,
+        "positions": gpt.Positions,
+        "block": block,
+        "norm": norm,
+        "head": linear,
+    }
 
     def __init__(
         self,
@@ -95,12 +103,12 @@ class Vit(nnx.Module):
         options: Mapping[str, Any],
     ) -> None:
         self.patch = patch
-        plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
-        self.embed = bert.DENSE[style](mesh, plans["embed"], child(state, "embed"))
-        self.positions = gpt.Positions(mesh, style, plans["positions"], child(state, "positions"))
-        self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
-        self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
-        self.head = linear.build(mesh, style, plans["head"], child(state, "head"))
+        plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
+        self.embed = layers["embed"][style](mesh, plans["embed"], child(state, "embed"))
+        self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
+        self.blocks = build_blocks(layers["block"], mesh, style, plans["block"], child(state, "blocks"), options)
+        self.norm = layers["norm"].build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
+        self.head = layers["head"].build(mesh, style, plans["head"], child(state, "head"))
         self.loss = loss
 
     def features(self, x_BCIJ: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ gradients over tokens; the derivations are in the layers' files. Blocks are odd 
 
 from collections.abc import Mapping
 
-from parity.cases import attention, mlp, norm, swiglu
+from parity.cases import attention, cross_entropy, mlp, norm, swiglu
 from parity.cases.family import NUMERICS, Family, Variant
 from parity.cases.grid_product import LOSS, OF_X, of_rows, product
 from parity.cases.notation import Expected
@@ -158,9 +158,99 @@ def _attention(algorithm: str) -> Family:
     )
 
 
+# What a lookup in a table [V@x, D@y] sends.
+LOOKUPS = {
+    "summa": (
+        Expected("broadcast", "x", "forward", "V*(D//y)", "each block of the table goes to all rows of the grid"),
+        Expected("reduce_scatter", "x", "backward", "V*(D//y)", "dtable sums over tokens, which are sharded"),
+    ),
+    "stationary": (
+        Expected("all_gather", "x", "forward", "B*S", "the ids of all tokens", of_ids=True),
+        Expected("reduce_scatter", "x", "forward", "B*S*(D//y)", "one device of the column has the row of an id"),
+        Expected("all_gather", "x", "backward", "B*S*(D//y)", "dy of all tokens; dtable then needs nothing"),
+    ),
+}
+# What the product with the table, transposed, sends.
+HEADS_OF_TABLE = {
+    "summa": (
+        Expected("broadcast", "x", "forward", "V*(D//y)", "y = h table^T: each panel of the table goes to all rows"),
+        Expected("reduce_scatter", "y", "forward", "B//x*S*V", "y = h table^T sums over D, which y shards"),
+        Expected("broadcast", "y", "backward", "B//x*S*V", "dh = dy table: each panel of dy goes to all columns"),
+        Expected("broadcast", "x", "backward", "V*(D//y)", "dh = dy table: each panel of the table goes to all rows"),
+        Expected("broadcast", "y", "backward", "B//x*S*V", "dtable = dy^T h: each panel of dy to all columns again"),
+        Expected("reduce_scatter", "x", "backward", "V*(D//y)", "dtable = dy^T h sums over tokens, which x shards"),
+    ),
+    "stationary": product("stationary", "B*S", "D", {"": "V"}, exchanged=True),
+}
+TOKENS = {"B": 12, "S": 5, "D": 36, "V": 36, "N": 30}
+
+
+def _embedding(algorithm: str) -> Family:
+    return Family(
+        layer="grid.embedding",
+        plan=algorithm,
+        dims=TOKENS,
+        tensors={"x": "B@x S", "y": X, "table": "V@x D@y"},
+        collectives=(*LOOKUPS[algorithm], LOSS),
+        variants=(Variant("padded", {}, NUMERICS, ("table",), sizes={"num_ids": "N"}),),
+        ids={"x": "N"},
+        styles=("manual",),
+    )
+
+
+def _tied(algorithm: str) -> Family:
+    return Family(
+        layer="grid.tied",
+        plan=algorithm,
+        dims=TOKENS,
+        tensors={
+            "x": "B@x S",
+            "y": "B@y S V@x" if algorithm == "stationary" else "B@x S V@y",
+            "embed.table": "V@x D@y",
+        },
+        collectives=(*LOOKUPS[algorithm], *HEADS_OF_TABLE[algorithm], LOSS),
+        variants=(Variant("one_table", {}, NUMERICS, ("embed.table",), sizes={"num_ids": "N"}),),
+        ids={"x": "N"},
+        styles=("manual",),
+    )
+
+
+def cross_entropy_collectives(exchanged: bool, tokens: str = "B//{rows}*S") -> tuple[Expected, ...]:
+    """What the cross entropy sends; tokens: those of one device."""
+    rows, columns = ("y", "x") if exchanged else ("x", "y")
+    own = tokens.format(rows=rows)
+    return (
+        *(
+            Expected("all_reduce", columns, "forward", own, f"{what} over all devices' logits", in_float32=True)
+            for what in ("the largest logit", "sum of exp", "the label's logit")
+        ),
+        Expected("all_reduce", rows, "forward", "2", "sum of losses and number of labels", in_float32=True),
+    )
+
+
+def _cross_entropy(plan: str) -> Family:
+    tensors = {"x": "B@x S V@y", "labels": "B@x S"}
+    return Family(
+        layer="grid.cross_entropy",
+        plan=plan,
+        dims={letter: TOKENS[letter] for letter in "BSVN"},
+        tensors={**into("stationary" if plan == "exchanged" else "", tensors), "y": ""},
+        collectives=cross_entropy_collectives(plan == "exchanged"),
+        variants=cross_entropy.FAMILIES[0].variants,
+        batch=("x", "labels"),
+        ids={"labels": "N"},
+        ignored={"labels": -100},
+        in_float32=("y",),
+        styles=("manual",),
+    )
+
+
 FAMILIES = (
     *map(_linear, (*ALGORITHMS, "stationary_exchanged")),
     NORM,
     *map(_mlp, ALGORITHMS),
     *map(_attention, ALGORITHMS),
+    *map(_embedding, LOOKUPS),
+    *map(_tied, LOOKUPS),
+    *map(_cross_entropy, ("grid", "exchanged")),
 )

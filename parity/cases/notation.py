@@ -24,20 +24,21 @@ class Expected:
     of_input: bool = False  # serves the gradient of the input, which training does not take
     of_loss: bool = False  # counted in the loss's dtype (float32 for bfloat16 cases), not in the case's
     in_float32: bool = False  # counted in float32 for bfloat16 cases
+    of_ids: bool = False  # int64, whatever the case's dtype
     torch_only: bool = False  # PyTorch does it for a whole group of tensors; XLA leaves out what nobody reads
     of_tokens: bool = False  # a sum over tokens: XLA reduces it in float32 and rounds to bfloat16 afterwards
 
     def collective(self, sizes: Mapping[str, int], dtype: str, compiled: bool = False) -> Collective:
         """With numbers: sizes holds the dims and the mesh axes by name; `compiled` takes the dtype that XLA takes."""
         wide = self.of_loss or self.in_float32 or (compiled and self.of_tokens)
-        dtype = "float32" if wide and dtype == "bfloat16" else dtype
+        dtype = "int64" if self.of_ids else "float32" if wide and dtype == "bfloat16" else dtype
         payload = evaluate(self.elements, sizes) * ITEMSIZE[dtype]
         names = self.axis.split("+")
         axis = "+".join(name for name in names if len(names) == 1 or sizes[name] > 1)
         return Collective(self.kind, axis, dtype, payload, 1, self.pass_, f"{self.elements}: {self.reason}")
 
 
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2}
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "int64": 8}
 
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 

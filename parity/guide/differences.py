@@ -42,6 +42,7 @@ DIFFERENCES = (
     Difference("mesh.py", "make_mesh", "axes, device", "axes, axis_type, devices", DEVICE),
     Difference("layouts.py", "to_tensor", "array, device", "", "JAX takes NumPy arrays as they are."),
     Difference("layouts.py", "to_numpy", "tensor", "", "JAX arrays convert to NumPy as they are."),
+    Difference("layouts.py", "placements_of", "layout", "", LAYOUT_WORDS),
     Difference("layouts.py", "place", "array, mesh, placement", "array, mesh, spec", LAYOUT_WORDS),
     Difference("layouts.py", "canonical", "name, tensor", "", TRANSPOSED),
     Difference("layouts.py", "named_parameters", "", "params", "nn.Module has a method of this name."),
@@ -95,6 +96,7 @@ DIFFERENCES = (
         "grid/collectives.py", "wait", "x", "", "PyTorch's collectives return before they are done; XLA schedules."
     ),
     Difference("grid/collectives.py", "in_order", "", "()", "PyTorch issues collectives in program order."),
+    Difference("grid/product.py", "axes_of", "mesh, layout", "layout", AXES),
     Difference("grid/product.py", "grid_of", "mesh, plan, panel", "plan, panel", AXES),
     Difference(
         "grid/chain.py", "multiply_all", "x, ws, mesh, plan, panel", "x, ws, plan, panel", "JAX knows axes by name."

@@ -35,10 +35,15 @@ LAYERS: dict[str, Formula] = {
     "linear": linear,
     "grid.attention": attention,
     "grid.block": block,
+    "grid.cross_entropy": cross_entropy,
+    "grid.embedding": embedding,
     "grid.linear": linear,
     "grid.matmul": linear,
     "grid.mlp": feed_forward,
+    "grid.models.gpt": gpt,
+    "grid.models.vit": vit,
     "grid.norm": norm,
+    "grid.tied": tied,
     "mlp": mlp,
     "norm": norm,
     "swiglu": swiglu,
@@ -56,7 +61,7 @@ LAYERS: dict[str, Formula] = {
 }
 
 # Inputs that are numbers but data, like ids: no gradient is taken.
-CONSTANTS: dict[str, tuple[str, ...]] = {"models.vit": ("truth",)}
+CONSTANTS: dict[str, tuple[str, ...]] = {"models.vit": ("truth",), "grid.models.vit": ("truth",)}
 
 
 class Arithmetic(Protocol):

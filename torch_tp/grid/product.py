@@ -9,6 +9,8 @@ are "x" and "y", or for every second layer of `stationary` "y" and "x".
     gathered      [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     forward all-gathers of x and w, backward reduce-scatters
     stationary    [M/C, K/R]     [K/R, N/C]     [M/R, N/C]     all-gather of x, reduce-scatter of y; the transposes
 
+The head of a tied table (tied.py) multiplies by w^T, w a block [N/R, K/C]: `multiply_transposed`.
+
 `matmul.py` has the payloads. `summa` and `cannon` keep only the blocks for backward and send panels or blocks again:
 their gradients are algorithms of their own. `gathered` and `stationary` are transposed collective by collective, with
 the gathered operands kept for backward.
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Placement, Shard
 
 from torch_tp.collectives import gather_from_sp, reduce_scatter_to_sp
 from torch_tp.grid.cannon import Cannon, check_square
@@ -40,11 +42,16 @@ class Grid:
     panel: int  # of K, for `summa`; 0: the widest that no border of a block crosses
 
 
+def axes_of(mesh: DeviceMesh, layout: tuple[Placement, ...]) -> tuple[DeviceMesh, DeviceMesh]:
+    """The axis that shards the first dim, and the one that shards the last."""
+    names, last = mesh.mesh_dim_names or (), max(placement.dim for placement in layout)
+    rows, columns = (mesh[names[layout.index(Shard(dim))]] for dim in (0, last))
+    return rows, columns
+
+
 def grid_of(mesh: DeviceMesh, plan: Plan, panel: int = 0) -> Grid:
-    """The grid of a layer whose output has the layout y of the plan: rows on its first dim, columns on its last."""
-    names, last = mesh.mesh_dim_names or (), max(placement.dim for placement in plan.y)
-    rows, columns = (mesh[names[plan.y.index(Shard(dim))]] for dim in (0, last))
-    return Grid(rows, columns, plan.algorithm, panel)
+    """The grid of a layer whose output has the layout y of the plan."""
+    return Grid(*axes_of(mesh, plan.y), plan.algorithm, panel)
 
 
 class _GridProduct(torch.autograd.Function):
@@ -65,10 +72,32 @@ def grid_product(a: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) ->
     return _GridProduct.apply(a, b, algorithm)
 
 
+class _TransposedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, c: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) -> torch.Tensor:
+        ctx.save_for_backward(c, b)
+        ctx.algorithm = algorithm
+        return algorithm.abt(c, b)
+
+    @staticmethod
+    def backward(ctx: Any, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        c, b = ctx.saved_tensors
+        return ctx.algorithm.ab(a, b), ctx.algorithm.atb(a, c), None
+
+
+def transposed_product(c: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) -> torch.Tensor:
+    """c b^T, the algorithm's second form, with the other two as gradients; saved are the own blocks."""
+    return _TransposedProduct.apply(c, b, algorithm)
+
+
+def widest_panel(size: int, grid: Grid) -> int:
+    """The widest that no border of a block crosses, of a dim of this size."""
+    return size // math.lcm(grid.rows.size(), grid.columns.size())
+
+
 def summa(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Panel by panel."""
-    K = x.shape[1] * grid.columns.size()
-    panel = grid.panel or K // math.lcm(grid.rows.size(), grid.columns.size())
+    panel = grid.panel or widest_panel(x.shape[1] * grid.columns.size(), grid)
     return grid_product(x, w, Summa(grid.rows, grid.columns, panel))
 
 
@@ -98,4 +127,13 @@ ALGORITHMS = {"summa": summa, "cannon": cannon, "gathered": gathered, "stationar
 def multiply(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
     """x w of whatever shards the algorithm wants; x may have further dims of rows inside the first, as [B, S, K]."""
     y = ALGORITHMS[grid.algorithm](x.flatten(0, -2), w, grid)
+    return y.unflatten(0, (-1, *x.shape[1:-1]))
+
+
+def multiply_transposed(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """x w^T, x [B/R, S, K/C], w [N/R, K/C] -> [B/R, S, N/C]; `stationary`: x [B/C, S, K/R], w [N/C, K/R]."""
+    if grid.algorithm == "stationary":
+        return multiply(x, w.T, grid)
+    summa = Summa(grid.rows, grid.columns, grid.panel or widest_panel(w.shape[0] * grid.rows.size(), grid))
+    y = transposed_product(x.flatten(0, -2), w, summa)
     return y.unflatten(0, (-1, *x.shape[1:-1]))

@@ -140,7 +140,7 @@ class Bert(nn.Module):
         self.tied = tied.build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
         self.positions = gpt.Positions(mesh, style, plans["positions"], child(state, "positions"))
         self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
-        self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
+        self.blocks = build_blocks(block, mesh, style, plans["block"], child(state, "blocks"), options)
         self.head = DENSE[style](mesh, plans["dense"], child(state, "head"))
         self.act = mlp.ACTIVATIONS[options["activation"]]
         self.head_norm = norm.build(mesh, style, plans["norm"], child(state, "head_norm"), **normalisation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.experimental import local_map
 
-from torch_tp import block, cross_entropy, embedding
+from torch_tp import cross_entropy, embedding
 from torch_tp.collectives import split_to_tp
 from torch_tp.layouts import Plan, child
 
@@ -23,11 +24,16 @@ def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any)
 
 
 def build_blocks(
-    mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    layer: ModuleType,
+    mesh: DeviceMesh,
+    style: str,
+    plan: Plan,
+    state: Mapping[str, np.ndarray],
+    options: Mapping[str, Any],
 ) -> nn.ModuleList:
-    """The blocks "0", "1", ... of the state, as many as it has, with the options of `block.build`."""
+    """The blocks "0", "1", ... of the state, as many as it has, built by the layer with these options."""
     names = sorted({name.partition(".")[0] for name in state}, key=int)
-    return nn.ModuleList([block.build(mesh, style, plan, child(state, name), **options) for name in names])
+    return nn.ModuleList([layer.build(mesh, style, plan, child(state, name), **options) for name in names])
 
 
 def own_tokens(x: DTensor, dim: int, style: str) -> DTensor:

@@ -33,7 +33,7 @@ https://arxiv.org/abs/1909.08053, section 3; sequence parallelism, https://arxiv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -85,6 +85,14 @@ class Positions(nn.Module):
 class Gpt(nn.Module):
     """The layers in the given style; what lies between them has the layout of the blocks."""
 
+    layers: ClassVar[Mapping[str, Any]] = {
+        "tied": tied,
+        "positions": Positions,
+        "block": block,
+        "norm": norm,
+        "loss": cross_entropy,
+    }
+
     def __init__(
         self,
         mesh: DeviceMesh,
@@ -95,12 +103,12 @@ class Gpt(nn.Module):
         options: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
-        self.tied = tied.build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
-        self.positions = Positions(mesh, style, plans["positions"], child(state, "positions"))
-        self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
-        self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
-        self.loss = cross_entropy.build(mesh, style, plans["loss"], {}, num_ids)
+        plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
+        self.tied = layers["tied"].build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
+        self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
+        self.blocks = build_blocks(layers["block"], mesh, style, plans["block"], child(state, "blocks"), options)
+        self.norm = layers["norm"].build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
+        self.loss = layers["loss"].build(mesh, style, plans["loss"], {}, num_ids)
 
     def forward(self, x_BS: DTensor, labels_BS: DTensor) -> DTensor:
         h_BSD = self.positions(self.tied.embed(x_BS))

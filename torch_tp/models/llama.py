@@ -80,7 +80,7 @@ class Llama(nn.Module):
         self.block_layout = plan.children["block"].y
         plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.embed = embedding.build(mesh, style, plans["embed"], child(state, "embed"), num_ids)
-        self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
+        self.blocks = build_blocks(block, mesh, style, plans["block"], child(state, "blocks"), options)
         self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
         self.head = linear.build(mesh, style, plans["head"], child(state, "head"))
         self.loss = cross_entropy.build(mesh, style, plans["loss"], {}, num_ids)

@@ -30,7 +30,7 @@ https://arxiv.org/abs/1909.08053, section 3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -39,7 +39,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from torch_tp import block, cross_entropy, latitude_error, linear, norm
 from torch_tp.latitude_error import check_patch, cut_patches
-from torch_tp.layouts import Plan, child
+from torch_tp.layouts import Plan, child, placements_of
 from torch_tp.models import bert, gpt
 from torch_tp.models.common import build_blocks
 
@@ -81,7 +81,15 @@ def check_inputs(inputs: Mapping[str, np.ndarray], patch: int, num_classes: int 
 
 
 class Vit(nn.Module):
-    """The layers in the given style up to the last norm; what lies between them is whole on every device."""
+    """The layers in the given style up to the last norm; what lies between them has the layout of the blocks."""
+
+    layers: ClassVar[Mapping[str, Any]] = {
+        "embed": bert.DENSE,
+        "positions": gpt.Positions,
+        "block": block,
+        "norm": norm,
+        "head": linear,
+    }
 
     def __init__(
         self,
@@ -94,13 +102,13 @@ class Vit(nn.Module):
         options: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.patch, self.whole = patch, plan.children["block"].y
-        plans, normalisation = plan.children, {"kind": options["norm_kind"], "eps": options["eps"]}
-        self.embed = bert.DENSE[style](mesh, plans["embed"], child(state, "embed"))
-        self.positions = gpt.Positions(mesh, style, plans["positions"], child(state, "positions"))
-        self.blocks = build_blocks(mesh, style, plans["block"], child(state, "blocks"), options)
-        self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
-        self.head = linear.build(mesh, style, plans["head"], child(state, "head"))
+        self.patch, self.whole = patch, placements_of(plan.children["block"].y)
+        plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
+        self.embed = layers["embed"][style](mesh, plans["embed"], child(state, "embed"))
+        self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
+        self.blocks = build_blocks(layers["block"], mesh, style, plans["block"], child(state, "blocks"), options)
+        self.norm = layers["norm"].build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
+        self.head = layers["head"].build(mesh, style, plans["head"], child(state, "head"))
         self.loss = loss
 
     def features(self, x_BCIJ: DTensor) -> DTensor:
@@ -119,7 +127,7 @@ class FieldVit(Vit):
 
     def forward(self, x_BCIJ: DTensor, truth_BCIJ: DTensor) -> DTensor:
         # Sends nothing; but backward this is where the sum of the partial gradients of h becomes whole.
-        h_BTD = self.features(x_BCIJ).redistribute(placements=[self.whole])
+        h_BTD = self.features(x_BCIJ).redistribute(placements=self.whole)
         return self.loss(self.head(h_BTD), truth_BCIJ)
 
 
@@ -127,7 +135,7 @@ class ClassVit(Vit):
     """The mean of all tokens' features gives the class: a sequence of one token."""
 
     def forward(self, x_BCIJ: DTensor, labels_B: DTensor) -> DTensor:
-        h_B1D = self.features(x_BCIJ).mean(1, keepdim=True).redistribute(placements=[self.whole])
+        h_B1D = self.features(x_BCIJ).mean(1, keepdim=True).redistribute(placements=self.whole)
         return self.loss(self.head(h_B1D), labels_B[:, None])
 
 

@@ -1,0 +1,138 @@
+"""Cases of whole models on the grid: GPT and ViT as in `models`, y a scalar; blocks on the grid (grid_block.py)."""
+
+from dataclasses import replace
+
+from parity.cases import block, grid_block
+from parity.cases.family import TRAINING, Family, Variant
+from parity.cases.grid_layers import (
+    DIMS,
+    HEADS,
+    HEADS_OF_TABLE,
+    LOOKUPS,
+    ROUNDED,
+    affine,
+    cross_entropy_collectives,
+    into,
+    norm_collectives,
+)
+from parity.cases.grid_product import of_rows
+from parity.cases.models import NUM_BLOCKS, stacked
+from parity.cases.notation import Expected
+
+SIZES = block.SIZES
+TOKENS = "(I//P)*(J//P)"
+
+
+def _blocks(algorithm: str) -> tuple[Expected, ...]:
+    return tuple(one for i in range(NUM_BLOCKS) for one in grid_block.collectives(algorithm, f"blocks.{i}."))
+
+
+def _layouts(algorithm: str) -> dict[str, str]:
+    own = grid_block.layouts(algorithm)
+    return {
+        **{name: own[name.split(".", 2)[2]] for name in stacked(tuple(own), NUM_BLOCKS)},
+        "norm.scale": "D@y",
+        "norm.b": "D@y",
+    }
+
+
+def _of_image(formulas: tuple[Expected, ...]) -> tuple[Expected, ...]:
+    """The same for T patches in place of S tokens."""
+    return tuple(replace(one, elements=one.elements.replace("S", TOKENS)) for one in formulas)
+
+
+def _gpt(algorithm: str) -> Family:
+    return Family(
+        layer="grid.models.gpt",
+        plan=algorithm,
+        dims={**DIMS, **HEADS, "V": 36, "N": 30, "C": 5},
+        tensors={
+            "x": "B@x S",
+            **into(algorithm, {"labels": "B@x S"}),
+            "y": "",
+            "tied.embed.table": "V@x D@y",
+            "positions.table": "C D@y",
+            **_layouts(algorithm),
+        },
+        collectives=(
+            *LOOKUPS[algorithm],
+            of_rows("positions.table", "S*(D//y)"),
+            *_blocks(algorithm),
+            *norm_collectives("norm."),
+            *(replace(one, param="") for one in HEADS_OF_TABLE[algorithm]),
+            *cross_entropy_collectives(algorithm == "stationary"),
+        ),
+        variants=(
+            Variant(
+                "gpt2",
+                block.GPT,
+                (*ROUNDED, *TRAINING),
+                ("tied.embed.table", "positions.table", *stacked(block.WITH_BIAS, NUM_BLOCKS), "norm.scale", "norm.b"),
+                sizes={**SIZES, "num_ids": "N"},
+            ),
+        ),
+        batch=("x", "labels"),
+        ids={"x": "N", "labels": "N"},
+        ignored={"labels": -100},
+        in_float32=("y",),
+        styles=("manual",),
+    )
+
+
+def _vit(task: str, algorithm: str) -> Family:
+    rows = "y" if algorithm == "stationary" else "x"
+    columns = "x" if rows == "y" else "y"
+    is_field = task == "field"
+    out, tokens = ("(C*P*P)", f"B*{TOKENS}") if is_field else ("V", "B")
+    error = tuple(
+        Expected("all_reduce", axis, "forward", "1", f"the error sums over {what}", in_float32=True)
+        for axis, what in ((columns, "C*P*P"), (rows, "the batch"))
+    )
+    head = affine(algorithm, "D", {"head": out}, is_into=True)
+    params = ("embed.w", "embed.b", "positions.table", *stacked(block.WITH_BIAS, NUM_BLOCKS), "norm.scale", "norm.b")
+    data = {"truth": "B@x C I J"} if is_field else {"labels": "B@x"}
+    return Family(
+        layer="grid.models.vit",
+        plan=f"{task}_{algorithm}",
+        dims={**DIMS, **HEADS, "C": 3, "I": 6, "J": 4, "P": 2, **({} if is_field else {"V": 12, "N": 10})},
+        tensors={
+            "x": "B@x C I J",
+            "y": "",
+            "embed.w": "(C*P*P)@x D@y",
+            "embed.b": "D@y",
+            "positions.table": f"{TOKENS} D@y",
+            **_layouts(algorithm),
+            **into(algorithm, {**data, "head.w": f"D@x {out}@y", "head.b": f"{out}@y"}),
+        },
+        collectives=(
+            Expected("all_gather", "x", "forward", "C*P*P*(D//y)", "embed: whole columns of w for whole patches"),
+            Expected("reduce_scatter", "x", "backward", "C*P*P*(D//y)", "embed: dw sums over the batch, sharded"),
+            of_rows("embed.b", "D//y"),
+            Expected("all_reduce", "y", "backward", f"B//x*{TOKENS}*C*P*P", "embed: dx sums over D", of_input=True),
+            of_rows("positions.table", f"{TOKENS}*(D//y)"),
+            *_of_image(_blocks(algorithm)),
+            *_of_image(norm_collectives("norm.")),
+            *(replace(one, elements=one.elements.replace("B*S", tokens)) for one in head),
+            *(error if is_field else cross_entropy_collectives(algorithm == "stationary", "B//{rows}")),
+        ),
+        variants=(
+            Variant(
+                "weather" if is_field else "digits",
+                block.VIT,
+                (*ROUNDED, *TRAINING),
+                (*params, "head.w", "head.b"),
+                sizes={**SIZES, "patch": "P"} if is_field else {**SIZES, "patch": "P", "num_classes": "N"},
+            ),
+        ),
+        batch=("x", *data),
+        ids={} if is_field else {"labels": "N"},
+        in_float32=("y",),
+        styles=("manual",),
+        multiples={"I": "P", "J": "P"},
+    )
+
+
+FAMILIES = (
+    *map(_gpt, LOOKUPS),
+    *(_vit(task, algorithm) for task in ("field", "classes") for algorithm in LOOKUPS),
+)

@@ -1,0 +1,87 @@
+"""Cross entropy on the grid, of logits that are never gathered: the mean over tokens of -log softmax(x)[label].
+
+    B batch   S sequence   V logits   N ids, N <= V   X by Y devices on the axes "x" and "y"
+
+                         grid              exchanged
+    x_BSV a device       [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the grid's heads give them
+    labels_BS a device   [B/X, S]          [B/Y, S]          int64: no gradient
+    y                    []                []                float32 for bfloat16 logits, as everything inside
+    forward              all-reduce y: max, Σ exp and the label's logit of each token, B/X S each;
+                         all-reduce x: Σ loss and the number of labels, 2           (exchanged: x for y, y for x)
+    backward             no collective
+
+The loss of a token is that of cross_entropy.py over the axis that shards its logits; y is the mean over the tokens of
+all devices whose label is not ignored. The logits from N on are padding.
+
+Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3; Megatron-LM, https://arxiv.org/abs/1909.08053.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.experimental import local_map
+
+from torch_tp.collectives import reduce_from_tp
+from torch_tp.cross_entropy import IGNORED, CrossEntropy, check_inputs, check_smoothing, token_losses
+from torch_tp.grid.linear import BLOCK, EXCHANGED
+from torch_tp.grid.product import axes_of
+from torch_tp.layouts import Plan
+
+__all__ = ["PLANS", "STYLES", "ManualGridCrossEntropy", "build", "check_inputs"]
+
+WHOLE = (Replicate(), Replicate())
+
+PLANS = {
+    "grid": Plan(x=BLOCK, y=WHOLE, inputs={"labels": (Shard(0), Replicate())}),
+    "exchanged": Plan(x=EXCHANGED, y=WHOLE, inputs={"labels": (Replicate(), Shard(0))}),
+}
+
+
+# -------------------------------------------------------------------------------------------------------- manual
+
+
+class ManualGridCrossEntropy(CrossEntropy):
+    """The losses of the own tokens over one axis, their mean over the other."""
+
+    def forward(self, x_BSV: DTensor, labels_BS: DTensor) -> DTensor:
+        per_device = local_map(
+            self.body,
+            in_placements=(self.plan.x, self.plan.inputs["labels"]),
+            out_placements=list(self.plan.y),
+            device_mesh=self.axis,
+        )
+        return per_device(x_BSV, labels_BS)
+
+    def body(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        rows, columns = axes_of(self.axis, self.plan.x)
+        loss = token_losses(x, labels, columns, self.num_ids, self.label_smoothing)  # [B/X, S]
+        counts = labels != self.ignore_index
+        sums = torch.stack([torch.where(counts, loss, 0).sum(), counts.sum().to(loss.dtype)])
+        total, number = reduce_from_tp(sums, rows)
+        return total / number
+
+
+STYLES = {"manual": ManualGridCrossEntropy}
+
+
+def build(
+    mesh: DeviceMesh,
+    style: str,
+    plan: Plan,
+    state: Mapping[str, np.ndarray],
+    num_ids: int,
+    ignore_index: int = IGNORED,
+    label_smoothing: float = 0.0,
+) -> nn.Module:
+    """The layer; `state` is empty. The logits from num_ids on are padding.
+
+    Raises ValueError for a label smoothing outside [0, 1).
+    """
+    check_smoothing(label_smoothing)
+    return STYLES[style](mesh, plan, num_ids, ignore_index, label_smoothing)

@@ -1,0 +1,75 @@
+"""GPT on the grid: the model of models/gpt.py, made of the grid's layers: residuals are never whole on a device.
+
+    B batch   S sequence   D features   V rows of the table   C positions   X by Y devices on the axes "x" and "y"
+
+                         summa             stationary
+    x_BS a device        [B/X, S]          [B/X, S]           ids
+    labels_BS a device   [B/X, S]          [B/Y, S]           int64: no gradient
+    table_VD a device    [V/X, D/Y]        [V/X, D/Y]         one parameter of two layers: tied.py
+    positions a device   [C, D/Y]          [C, D/Y]
+    h_BSD a device       [B/X, S, D/Y]     [B/X, S, D/Y]
+    logits a device      [B/X, S, V/Y]     [B/Y, S, V/X]      never gathered
+    y                    []                []
+
+What is sent is what its layers send: tied.py, embedding.py (positions), a block.py for each block, norm.py, and
+cross_entropy.py. A step of training adds the norm of the gradients: one number for each parameter over x and y, and
+for those that are the same in all rows (of norms, biases, positions) over y alone.
+
+Sources: Optimus, https://arxiv.org/abs/2104.05343; further those of models/gpt.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from torch_tp.grid import block, cross_entropy, norm, tied
+from torch_tp.grid.embedding import POSITIONS, GridPositions
+from torch_tp.layouts import Plan
+from torch_tp.models import gpt
+from torch_tp.models.common import check_inputs
+
+__all__ = ["PLANS", "STYLES", "GridGpt", "build", "check_inputs"]
+
+PLANS = {
+    algorithm: Plan(
+        x=tied.PLANS[algorithm].x,
+        y=loss.y,
+        inputs=loss.inputs,
+        children={
+            "tied": tied.PLANS[algorithm],
+            "positions": POSITIONS,
+            "block": block.PLANS[algorithm],
+            "norm": norm.PLANS["grid"],
+            "loss": loss,
+        },
+        algorithm=algorithm,
+    )
+    for algorithm, loss in zip(tied.PLANS, cross_entropy.PLANS.values(), strict=True)
+}
+
+
+class GridGpt(gpt.Gpt):
+    """The model of 1D with the grid's layers."""
+
+    layers: ClassVar[Mapping[str, Any]] = {
+        "tied": tied,
+        "positions": GridPositions,
+        "block": block,
+        "norm": norm,
+        "loss": cross_entropy,
+    }
+
+
+STYLES = {"manual": GridGpt}
+
+
+def build(
+    mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], num_ids: int, **options: Any
+) -> nn.Module:
+    """The model; `state` and options: those of `models.gpt.build`. Raises ValueError as the layers' `build` do."""
+    return STYLES[style](mesh, style, plan, state, num_ids, options)

@@ -1,0 +1,84 @@
+"""Embedding and head that share one table on the grid: h = table[x], y = h table^T.
+
+    B batch   S sequence   D features   V rows of the table, and logits   X by Y devices on the axes "x" and "y"
+
+                         summa             stationary
+    x_BS a device        [B/X, S]          [B/X, S]          ids
+    table_VD a device    [V/X, D/Y]        [V/X, D/Y]        one parameter: its gradient is the sum over both uses
+    h_BSD a device       [B/X, S, D/Y]     [B/X, S, D/Y]
+    y_BSV a device       [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the cross entropy of the grid takes them
+
+The lookup is that of embedding.py. The head needs no transposed table: y = h table^T is SUMMA's second form, c b^T, and
+its gradients are the other two, dh = dy table and dtable = dy^T h. Their payloads, in elements:
+
+    y = h table^T        broadcast x: V D/Y       reduce-scatter y: B/X S V
+    dh = dy table        broadcast y: B/X S V     broadcast x: V D/Y
+    dtable = dy^T h      broadcast y: B/X S V     reduce-scatter x: V D/Y
+
+In `stationary` table^T is the weight [D, V] of `stationary_exchanged` (linear.py) as it lies: all-gather x of h,
+B S D/Y, and reduce-scatter y of the logits, B S V/X; backward the transposes.
+
+Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3; Press & Wolf, https://arxiv.org/abs/1608.05859.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.experimental import local_map
+
+from torch_tp.grid.embedding import PLANS as EMBEDDING
+from torch_tp.grid.embedding import ManualGridEmbedding, check_inputs, check_size
+from torch_tp.grid.linear import BLOCK, EXCHANGED
+from torch_tp.grid.product import grid_of, multiply_transposed
+from torch_tp.layouts import Plan, child
+from torch_tp.tied import Tied
+
+__all__ = ["PLANS", "STYLES", "ManualGridTied", "build", "check_inputs"]
+
+PLANS = {
+    algorithm: Plan(x=embed.x, y=layout, children={"embed": embed}, algorithm=algorithm)
+    for (algorithm, embed), layout in zip(EMBEDDING.items(), (BLOCK, EXCHANGED), strict=True)
+}
+
+
+# -------------------------------------------------------------------------------------------------------- manual
+
+
+class ManualGridTied(Tied):
+    """The lookup, and the product with the same table, transposed."""
+
+    def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
+        super().__init__()
+        self.mesh, self.plan, self.grid = mesh, plan, grid_of(mesh, plan)
+        self.embed = ManualGridEmbedding(mesh, plan.children["embed"], child(state, "embed"))
+
+    def logits(self, h_BSD: DTensor) -> DTensor:
+        embed = self.plan.children["embed"]
+        per_device = local_map(
+            self.body,
+            in_placements=(embed.y, embed.params["weight"]),
+            out_placements=list(self.plan.y),
+            device_mesh=self.mesh,
+        )
+        return per_device(h_BSD, self.embed.weight)
+
+    def body(self, h: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return multiply_transposed(h, table, self.grid)
+
+
+STYLES = {"manual": ManualGridTied}
+
+
+def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], num_ids: int) -> nn.Module:
+    """The layer; `state`: the global embed.table [V, D], of which num_ids rows are ids.
+
+    Raises ValueError for a table that is smaller than num_ids, or whose rows x does not divide.
+    """
+    check_size(state["embed.table"], num_ids)
+    return STYLES[style](mesh, plan, state)
