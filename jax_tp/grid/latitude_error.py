@@ -7,7 +7,7 @@ X by Y devices on the axes "x" and "y"
 x_BTF a device         [B/X, T, F/Y]       [B/Y, T, F/X]     the prediction, as the grid's linears give it
 truth_BCIJ a device    [B/X, C, I, J]      [B/Y, C, I, J]    data: no gradient
 y                      []                  []                float32 for bfloat16 predictions
-forward                all-reduces of a scalar over y and over x
+forward                all-reduce of a scalar over all devices
 backward               no collective
 """
 
@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.collectives import map_shards, reduce_from_tp
+from jax_tp.collectives import map_shards
 from jax_tp.grid.linear import BLOCK, EXCHANGED
 from jax_tp.grid.product import axes_of
 from jax_tp.latitude_error import LatitudeError
@@ -58,7 +58,7 @@ class ManualGridLatitudeError(LatitudeError):
     def body(self, x: jax.Array, truth: jax.Array) -> jax.Array:
         rows, columns = axes_of(self.plan.x)
         own = self.weighted_squares(x, truth, columns)
-        return reduce_from_tp(reduce_from_tp(own, columns), rows) / (truth.size * lax.axis_size(rows))
+        return lax.psum(own, (rows, columns)) / (truth.size * lax.axis_size(rows))
 
 
 STYLES = {"manual": ManualGridLatitudeError}

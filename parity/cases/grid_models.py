@@ -80,14 +80,9 @@ def _gpt(algorithm: str) -> Family:
 
 
 def _vit(task: str, algorithm: str) -> Family:
-    rows = "y" if algorithm == "stationary" else "x"
-    columns = "x" if rows == "y" else "y"
     is_field = task == "field"
     out, tokens = ("(C*P*P)", f"B*{TOKENS}") if is_field else ("V", "B")
-    error = tuple(
-        Expected("all_reduce", axis, "forward", "1", f"the error sums over {what}", in_float32=True)
-        for axis, what in ((columns, "C*P*P"), (rows, "the batch"))
-    )
+    error = Expected("all_reduce", "x+y", "forward", "1", "the error sums over batch and C*P*P", in_float32=True)
     head = affine(algorithm, "D", {"head": out}, is_into=True)
     params = ("embed.w", "embed.b", "positions.table", *stacked(block.WITH_BIAS, NUM_BLOCKS), "norm.scale", "norm.b")
     data = {"truth": "B@x C I J"} if is_field else {"labels": "B@x"}
@@ -113,7 +108,7 @@ def _vit(task: str, algorithm: str) -> Family:
             *_of_image(_blocks(algorithm)),
             *_of_image(norm_collectives("norm.")),
             *(replace(one, elements=one.elements.replace("B*S", tokens)) for one in head),
-            *(error if is_field else cross_entropy_collectives(algorithm == "stationary", "B//{rows}")),
+            *((error,) if is_field else cross_entropy_collectives(algorithm == "stationary", "B//{rows}")),
         ),
         variants=(
             Variant(

@@ -7,7 +7,7 @@ X by Y devices on the axes "x" and "y"
 x_BTF a device         [B/X, T, F/Y]       [B/Y, T, F/X]     the prediction, as the grid's linears give it
 truth_BCIJ a device    [B/X, C, I, J]      [B/Y, C, I, J]    data: no gradient
 y                      []                  []                float32 for bfloat16 predictions
-forward                all-reduces of a scalar over y and over x
+forward                all-reduce of a scalar over all devices
 backward               no collective
 """
 
@@ -50,6 +50,10 @@ PLANS = {
 class ManualGridLatitudeError(LatitudeError):
     """`body` is the code of one device, on its own features of its own fields."""
 
+    def __init__(self, mesh: DeviceMesh, plan: Plan, patch: int) -> None:
+        super().__init__(mesh, plan, patch)
+        self.all_devices = mesh._flatten("+".join(mesh.mesh_dim_names or ()))
+
     def forward(self, x_BTF: DTensor, truth_BCIJ: DTensor) -> DTensor:
         per_device = local_map(
             self.body,
@@ -62,7 +66,7 @@ class ManualGridLatitudeError(LatitudeError):
     def body(self, x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         rows, columns = axes_of(self.axis, self.plan.x)
         own = self.weighted_squares(x, truth, columns)
-        return reduce_from_tp(reduce_from_tp(own, columns), rows) / (truth.numel() * rows.size())
+        return reduce_from_tp(own, self.all_devices) / (truth.numel() * rows.size())
 
 
 STYLES = {"manual": ManualGridLatitudeError}

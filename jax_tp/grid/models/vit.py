@@ -49,7 +49,7 @@ PLANS = {
     f"{task}_{algorithm}": Plan(
         x=P("x", None, None, None),
         y=loss.y,
-        inputs=loss.inputs,
+        inputs={name: P(spec[0]) for name, spec in loss.inputs.items()},  # labels have no tokens here
         constants=loss.constants,
         children={
             "embed": PATCHES,
