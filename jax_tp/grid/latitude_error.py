@@ -58,7 +58,7 @@ class ManualGridLatitudeError(LatitudeError):
     def body(self, x: jax.Array, truth: jax.Array) -> jax.Array:
         rows, columns = axes_of(self.plan.x)
         own = self.weighted_squares(x, truth, columns)
-        return lax.psum(own, (rows, columns)) / (truth.size * lax.axis_size(rows))
+        return lax.psum(own, ("x", "y")) / (truth.size * lax.axis_size(rows))
 
 
 STYLES = {"manual": ManualGridLatitudeError}

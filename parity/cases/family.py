@@ -54,6 +54,7 @@ class Family:
     styles: tuple[str, ...] = STYLES
     left_out: tuple[tuple[str, str], ...] = ()  # (style, numerics) in which a framework departs from the plan
     square: bool = False  # only on meshes whose axes are all of one size
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # of training: what is other than in RECIPE
     multiples: Mapping[str, str] = field(default_factory=dict)  # dims that have to be multiples of another dim
     is_chosen: bool = False  # the framework's partitioner chooses the collectives: noted beside the formula, not judged
 
@@ -150,7 +151,7 @@ def make_case(
         seed=seed,
         inputs=".".join(inputs),
         task="train" if numerics in TRAINING else "step",
-        recipe={**RECIPE, "max_norm": variant.max_norm} if numerics in TRAINING else {},
+        recipe={**RECIPE, "max_norm": variant.max_norm, **family.recipe} if numerics in TRAINING else {},
     )
 
 

@@ -89,7 +89,7 @@ class PatchEmbedding(nnx.Module):
 
 
 LAYERS: Mapping[str, Any] = {
-    "embed": PatchEmbedding,
+    "embed": {"manual": PatchEmbedding},
     "positions": GridPositions,
     "block": block,
     "norm": norm,

@@ -93,7 +93,7 @@ class PatchEmbedding(nn.Module):
 
 
 LAYERS: Mapping[str, Any] = {
-    "embed": PatchEmbedding,
+    "embed": {"manual": PatchEmbedding},
     "positions": GridPositions,
     "block": block,
     "norm": norm,
