@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes
-from parity.cost import load_machine
+from parity.cost import list_machines, load_machine
 from parity.cost.step import check_mesh
 from parity.predict import Prediction, Question, predict
 from parity.predict.advise import advise
@@ -27,12 +27,12 @@ from parity.report.sweep import print_advice, print_crossover, print_sweep
 from parity.run import worker_commands
 from parity.steps import trace_steps
 
-MachineName = Annotated[str, typer.Option("--machine", help="A machine, by name or .toml file.")]
+MachineName = Annotated[str, typer.Option("--machine", help=f"{', '.join(list_machines())}, or a .toml file.")]
 Mesh = Annotated[str, typer.Option("--mesh", help="Axes and sizes, outermost first, e.g. fsdp=2,tp=4.")]
 Model = Annotated[str, typer.Option("--model", help="A preset: gpt2, llama3-8b, llama3-70b, ...")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences of a step, over the whole mesh.")]
 Seq = Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of a sequence; a ViT has its patches.")]
-Plan = Annotated[str | None, typer.Option("--plan", help="megatron | sequence_parallel [default: the model's first]")]
+Plan = Annotated[str | None, typer.Option("--plan", help="megatron | sequence_parallel (default: the model's own)")]
 Style = Annotated[str, typer.Option("--style", help="auto | typed | manual")]
 Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16 | float32")]
 Checkpoint = Annotated[
