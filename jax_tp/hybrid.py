@@ -54,7 +54,7 @@ Path = tuple[Any, ...]  # of a parameter in its module, e.g. ("blocks", 0, "norm
 
 
 # Results that are another view of their operand: to keep them would keep it.
-VIEWS = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose")
+VIEWS = ("broadcast_in_dim", "convert_element_type", "pvary", "reshape", "squeeze", "transpose")
 
 
 def is_kept(primitive: Any, *operands: Any, **params: Any) -> bool:

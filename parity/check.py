@@ -6,7 +6,7 @@ Pure functions of what the workers wrote and of what the case expects; nothing h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from parity.cases.family import Family
 from parity.cases.notation import index_of, shape_of
 from parity.contract import Case, Collective, Result, Shard
+from parity.rewrites import explain, payloads
 
 Verdict = Literal["pass", "fail", "skip", "error"]
 
@@ -113,14 +114,6 @@ def assemble(shards: Sequence[tuple[Shard, np.ndarray]]) -> tuple[np.ndarray, st
     return whole, problem
 
 
-# Rewrites that keep the meaning and the bytes on the wire: what a compiler may put in place of what the plan says.
-#   all-reduce S = reduce-scatter S + all-gather S: 2 (n-1)/n S on the wire either way.
-REWRITES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
-    "all-reduce = reduce-scatter + all-gather": ({"all_reduce": 1}, {"reduce_scatter": 1, "all_gather": 1}),
-    "reduce-scatter + all-gather = all-reduce": ({"reduce_scatter": 1, "all_gather": 1}, {"all_reduce": 1}),
-}
-
-
 def check_collectives(
     name: str,
     got: Sequence[Collective],
@@ -141,9 +134,9 @@ def check_collectives(
         if want.get(key, 0) != have.get(key, 0):
             finding.fail(f"{name}: {' '.join(key)} moves {have.get(key, 0)} B, the formula says {want.get(key, 0)} B")
     if finding.verdict == "fail":
-        rewrite = find_rewrite(_bytes(expected, True), _bytes(got, True)) if is_compiled else ""
-        if rewrite:
-            return Finding(), [f"{name}: {rewrite}"]
+        rewrites, left = explain(payloads(expected), payloads(got), only_equivalents=True)
+        if is_compiled and not left:
+            return Finding(), list(dict.fromkeys(f"{name}: {rewrite.name}" for rewrite in rewrites))
         more = sum(entry.payload_bytes for entry in wider) - sum(entry.payload_bytes for entry in expected)
         if wider and more:
             widened, notes = check_collectives(name, got, wider, is_compiled)
@@ -163,20 +156,6 @@ def note_choice(name: str, got: Sequence[Collective], inherent: Sequence[Collect
     moved, least = (sum(entry.payload_bytes * entry.count for entry in entries) for entries in (got, inherent))
     calls = ", ".join(f"{' '.join(key)} {size:,}" for key, size in _bytes(got, by_pass=True).items())
     return f"{name} chose to move {moved:,} B, the formula {least:,} B: {calls}"
-
-
-def find_rewrite(want: Mapping[tuple[str, ...], int], have: Mapping[tuple[str, ...], int]) -> str:
-    """The name of the one rewrite that turns the expected bytes into those found, or ""."""
-    for rewrite, (before, after) in REWRITES.items():
-        for rest in {key[:-1] for key in want}:  # pass, axis and dtype
-            changed = {key: want.get(key, 0) - have.get(key, 0) for key in {*want, *have}}
-            changed = {key: value for key, value in changed.items() if value}
-            size = abs(next(iter(changed.values()), 0))
-            pattern = {(*rest, kind): size * times for kind, times in before.items()}
-            pattern |= {(*rest, kind): -size * times for kind, times in after.items()}
-            if size and changed == pattern:
-                return rewrite
-    return ""
 
 
 def _bytes(entries: Iterable[Collective], by_pass: bool) -> dict[tuple[str, ...], int]:

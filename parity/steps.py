@@ -35,15 +35,17 @@ def family_of_request(request: StepRequest) -> Family:
     return FAMILIES[request.layer](num_blocks, plan=request.plan)
 
 
-def make_order(request: StepRequest) -> StepOrder:
-    """The request with the global shapes of parameters and batch.
+def padded(request: StepRequest) -> StepRequest:
+    """The request with rows of the table that fsdp and tp can cut, as training scripts pad them."""
+    if "V" not in request.dims:
+        return request
+    ways = request.mesh.get("fsdp", 1) * request.mesh.get("tp", 1)
+    return replace(request, dims={**request.dims, "V": -(-request.dims["V"] // ways) * ways})
 
-    Rows of the table are padded to what fsdp and tp can cut, as training scripts do it.
-    """
-    family = family_of_request(request)
-    if "V" in request.dims:
-        ways = request.mesh.get("fsdp", 1) * request.mesh.get("tp", 1)
-        request = replace(request, dims={**request.dims, "V": -(-request.dims["V"] // ways) * ways})
+
+def make_order(request: StepRequest) -> StepOrder:
+    """The request, padded, with the global shapes of parameters and batch."""
+    request, family = padded(request), family_of_request(request)
     (variant,) = family.variants
     params = {name: shape_of(family.tensors[name], request.dims) for name in variant.params}
     batch = {name: shape_of(family.tensors[name], request.dims) for name in family.batch}

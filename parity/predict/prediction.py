@@ -11,6 +11,7 @@ from parity.cost.memory import RESERVED_BYTES, Fit, fit_of
 from parity.cost.step import CollectiveCost, StepCost, link_of, step_cost
 from parity.predict.recompute import checkpointed
 from parity.predict.request import Question
+from parity.reconcile import reconcile
 from parity.step_contract import StepTrace
 
 SCHEMA_VERSION = 1
@@ -122,6 +123,7 @@ def step_json(question: Question, step: FrameworkStep) -> dict[str, Any]:
     return {
         "skipped": None,
         "trace_s": step.trace.seconds,
+        "reconciliation": reconcile(question.request(), step.trace).to_json(),
         "ledger": [{name.rstrip("_"): value for name, value in asdict(row).items()} for row in step.ledger()],
         "memory_bytes": memory_json(step),
         "step": cost.step.to_json(),

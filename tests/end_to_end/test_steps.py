@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from parity.presets import load_preset
+from parity.reconcile import reconcile
 from parity.step_contract import StepRequest
 from parity.steps import trace_steps
 
@@ -53,6 +54,13 @@ def test_step_sends_what_the_plan_says(framework, traces):
     # XLA does not gather again the table of which rows were looked up.
     unread = sizes["embed.table"] // TP if framework == "jax" else 0
     assert total(trace, pass_="backward", axis="fsdp", kind="all_gather") == shards - unread
+
+
+@pytest.mark.parametrize("framework", WORKERS)
+def test_formula_of_the_plan_explains_every_byte(framework, traces):
+    found = reconcile(request(), traces[framework])
+    assert found.unexplained_bytes == 0, found.unexplained
+    assert found.rewrites == () or framework == "jax"
 
 
 def test_both_multiply_what_the_model_has(traces):

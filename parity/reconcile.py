@@ -1,0 +1,140 @@
+"""A traced step against the closed formula of its plan, by pass, kind, axis: what differs has a name, or is left over.
+
+formula    of the layer in its plan, of data parallelism beside it, and of the norm of the gradients
+torch      as dispatched: the formula itself, no rewrite
+jax        as compiled for A100s: the formula without what nobody reads, and with all blocks' parameters in one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from parity.cases.family import Family
+from parity.cases.hybrid import beside
+from parity.cases.notation import Expected
+from parity.cases.training import training_collectives
+from parity.contract import PASSES, Collective
+from parity.rewrites import Explained, explain, payloads
+from parity.step_contract import StepRequest, StepTrace
+from parity.steps import family_of_request, padded
+
+DATA_AXES = ("dp", "fsdp")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pass, kind, axis and dtype: payload bytes of all calls, and how many calls, by the plan and by the trace."""
+
+    pass_: str
+    kind: str
+    axis: str
+    dtype: str
+    formula_bytes: int
+    traced_bytes: int
+    formula_count: int
+    traced_count: int
+
+
+@dataclass(frozen=True)
+class Reconciliation:
+    """A trace beside the formula; `unexplained` holds what no rewrite explains, more (> 0) or fewer bytes (< 0)."""
+
+    framework: str
+    rows: tuple[Row, ...]
+    rewrites: tuple[Explained, ...]
+    unexplained: tuple[Row, ...]
+    unexplained_bytes: int
+
+    def summary(self) -> str:
+        """In one line: the rewrites by name, and what none explains."""
+        sizes: dict[str, int] = {}
+        for one in self.rewrites:
+            sizes[one.name] = sizes.get(one.name, 0) + one.payload_bytes
+        found = "".join(f"; {name}: {size:,} B" for name, size in sizes.items())
+        return f"sends what the formula of its plan says{found}; unexplained: {self.unexplained_bytes:,} B"
+
+    def to_json(self) -> dict[str, Any]:
+        def row(one: Row | Explained) -> dict[str, Any]:
+            return {name.rstrip("_"): value for name, value in vars(one).items()}
+
+        return {
+            "rows": list(map(row, self.rows)),
+            "rewrites": list(map(row, self.rewrites)),
+            "unexplained": list(map(row, self.unexplained)),
+            "unexplained_bytes": self.unexplained_bytes,
+        }
+
+
+def reconcile(request: StepRequest, trace: StepTrace) -> Reconciliation:
+    """The trace of the request beside its closed formula."""
+    is_compiled = trace.framework == "jax"
+    expected = step_formula(padded(request), is_compiled)
+    want, have = payloads(expected), payloads(trace.collectives)
+    rewrites, left = explain(want, have) if is_compiled else ([], difference(want, have))
+    counts = [counts_of(entries) for entries in (expected, trace.collectives)]
+    rows = tuple(
+        Row(pass_, kind, axis, dtype, want.get(key, 0), have.get(key, 0), *(count.get(key, 0) for count in counts))
+        for key in sorted({*want, *have}, key=lambda key: (PASSES.index(key[0]), *key[1:]))
+        for pass_, axis, dtype, kind in [key]
+    )
+    return Reconciliation(
+        framework=trace.framework,
+        rows=rows,
+        rewrites=tuple(rewrites),
+        unexplained=tuple(row for row in rows if (row.pass_, row.axis, row.dtype, row.kind) in left),
+        unexplained_bytes=sum(map(abs, left.values())),
+    )
+
+
+def difference(want: dict[Any, int], have: dict[Any, int]) -> dict[Any, int]:
+    """Bytes more (or fewer, < 0) than wanted, where there are any."""
+    more = {key: have.get(key, 0) - want.get(key, 0) for key in {*want, *have}}
+    return {key: size for key, size in more.items() if size}
+
+
+def counts_of(entries: Sequence[Any]) -> dict[Any, int]:
+    """Calls by pass, axis, dtype and kind."""
+    found: dict[Any, int] = {}
+    for entry in entries:
+        key = entry.pass_, entry.axis, entry.dtype, entry.kind
+        found[key] = found.get(key, 0) + entry.count
+    return found
+
+
+def step_formula(request: StepRequest, is_compiled: bool = False) -> list[Collective]:
+    """The collectives that the plan needs in one step of training, in numbers.
+
+    is_compiled: XLA leaves out what nobody reads, and has the parameters of all blocks in one.
+    """
+    family = family_in_mesh(request)
+    (variant,) = family.variants
+    formulas = [formula for formula in family.collectives if formula.param in ("", *variant.params)]
+    formulas = [formula for formula in formulas if not (is_compiled and formula.torch_only)]
+    layouts = [family.tensors[name] for name in (stacked(variant.params) if is_compiled else variant.params)]
+    steps = training_collectives(formulas, layouts, {"num_microbatches": 1}, request.mesh)
+    if not request.optimizer:
+        steps = [formula for formula in steps if formula.pass_ != "optimizer"]
+    sizes = {**request.dims, **request.mesh}
+    numbers = [on_mesh(formula, request).collective(sizes, request.dtype) for formula in steps]
+    return [entry for entry in numbers if entry.axis]
+
+
+def family_in_mesh(request: StepRequest) -> Family:
+    """The family of the request's model, beside data parallelism where the mesh has an axis for it."""
+    inner = family_of_request(request)
+    axis = next((axis for axis in request.mesh if axis in DATA_AXES), None)
+    return inner if axis is None else beside(inner, axis, tuple(variant.name for variant in inner.variants))
+
+
+def on_mesh(formula: Expected, request: StepRequest) -> Expected:
+    """The formula over those of its axes that have several devices."""
+    names = [name for name in formula.axis.split("+") if request.mesh[name] > 1]
+    return replace(formula, axis="+".join(names))
+
+
+def stacked(params: Sequence[str]) -> list[str]:
+    """One parameter of each kind that the blocks have, and all others."""
+    return [name for name, _ in groupby(params) if ".blocks." not in f".{name}" or ".blocks.0." in f".{name}"]
