@@ -159,7 +159,8 @@ class AutoDataParallel(DataParallel):
     """The compiler sees parameters that are cut, and used in layouts that are not."""
 
     def gather(self, leaf: jax.Array, spec: P, tp_spec: P) -> jax.Array:
-        return with_sharding_constraint(leaf, tp_spec)
+        # First as it lies: or the compiler would gather it where it comes from, once for all microbatches.
+        return with_sharding_constraint(with_sharding_constraint(leaf, spec), tp_spec)
 
     def combine(self, y: jax.Array, labels: jax.Array) -> jax.Array:
         return y  # of the whole batch: a mean is already that of all

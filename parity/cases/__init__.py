@@ -100,6 +100,8 @@ SUITES: dict[str, tuple[Selection, ...]] = {
             variants=TYPICAL,
         ),
         Selection(meshes=({"tp": 4},), numerics=("float64", "train-float64"), variants=TYPICAL),
+        # Parameters that lie over both axes and others that lie over one, clipped together.
+        Selection(meshes=HYBRIDS[1:2], numerics=("train-float64",), variants=("llama",), layers=("hybrid.block",)),
         # On grids the product by every algorithm; of the layers what a block has not got, and blocks.
         Selection(
             meshes=GRIDS[:1],

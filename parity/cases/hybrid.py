@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from parity.cases import block, models
-from parity.cases.family import Family, Variant
+from parity.cases.family import TRAINING, Family, Variant
 from parity.cases.notation import Dim, Expected, parse_layout
 
 # Between the norms of each variant's steps of training.
@@ -53,6 +53,10 @@ def is_read_backward(name: str) -> bool:
     return not name.endswith((".b", "positions.table", "inner.embed.table"))
 
 
+# The scale of a block's first norm: backward, what it is multiplied with goes to the input alone.
+FIRST_SCALE = "inner.norm1.scale"
+
+
 def of_parameters(tensors: Mapping[str, str], axis: str) -> tuple[Expected, ...]:
     """What each parameter sends over the axis."""
     kinds = {
@@ -71,6 +75,7 @@ def of_parameters(tensors: Mapping[str, str], axis: str) -> tuple[Expected, ...]
             elements(parse_layout(layout)),
             f"{name}: {reason}",
             param=name,
+            of_input=(kind, pass_) == ("all_gather", "backward") and name == FIRST_SCALE,
             torch_only=(kind, pass_) == ("all_gather", "backward") and not is_read_backward(name),
         )
         for name, layout in tensors.items()
@@ -107,7 +112,7 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
             Variant(
                 variant.name,
                 variant.options,
-                ROUNDED,
+                (*ROUNDED, *TRAINING),
                 tuple(f"inner.{name}" for name in variant.params),
                 sizes=variant.sizes,
                 max_norm=MAX_NORM[variant.name],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from parity.cases.notation import Expected, parse_layout
@@ -26,14 +27,16 @@ RECIPE: Mapping[str, Any] = {
 
 
 def training_collectives(
-    formulas: Iterable[Expected], layouts: Sequence[str], recipe: Mapping[str, Any], mesh: Iterable[str]
+    formulas: Sequence[Expected], layouts: Sequence[str], recipe: Mapping[str, Any], mesh: Iterable[str]
 ) -> list[Expected]:
     """Those of a layer's step, once a microbatch and without the input's gradient, and those of the optimizer.
 
+    A parameter that only the input's gradient reads is gathered by PyTorch with the others all the same.
     layouts: of the parameters; mesh: its axes, outermost first. Moments and parameters lie alike, so that only the norm
     of the gradient is sent.
     """
-    steps = [formula for formula in formulas if not formula.of_input] * recipe["num_microbatches"]
+    unread = (replace(formula, torch_only=True) for formula in formulas if formula.of_input and formula.param)
+    steps = [*(formula for formula in formulas if not formula.of_input), *unread] * recipe["num_microbatches"]
     axes = [{axis for dim in parse_layout(layout) for axis in dim.axes} for layout in layouts]
     sharded = Counter("+".join(name for name in mesh if name in names) for names in axes if names)
     reason = "the squared norm of each sharded gradient sums over its shards; replicated ones are whole"

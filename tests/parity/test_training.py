@@ -149,6 +149,15 @@ def test_training_sends_each_layer_collective_once_a_microbatch_and_the_norm_onc
     assert formulas == [("forward", "tp", "B*S*D")] * 2 + [("optimizer", "tp", "3")]
 
 
+def test_what_only_the_inputs_gradient_reads_is_gathered_by_torch_alone():
+    (family,) = (family for family in FAMILIES if (family.layer, family.plan) == ("hybrid.block", "fsdp"))
+    selection = Selection(({"fsdp": 2, "tp": 2},), ("float64", "train-float64"), ("llama",))
+    for case in cases_of(family, selection):
+        gathers = [entry for entry in family.expected(case) if entry.param.endswith("norm1.scale")]
+        backward = [entry.torch_only for entry in gathers if (entry.kind, entry.pass_) == ("all_gather", "backward")]
+        assert backward == ([True, True] if case.task == "train" else [False])
+
+
 def test_norm_of_replicated_parameters_sends_nothing():
     assert training_collectives([], ["D F", "F"], RECIPE, ["tp"]) == []
     both = training_collectives([], ["D F@tp+fsdp", "F@fsdp"], RECIPE, ["fsdp", "tp"])
