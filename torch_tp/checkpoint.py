@@ -6,6 +6,8 @@
 
 Each device writes the shard that it holds (of replicas, the first device) and reads the part that it needs: nothing is
 gathered, nothing is sent. The files are in `parity.checkpoint_format`; all processes see the same file system.
+A module beside data parallelism (hybrid.py) is stored under the names of the one that it wraps: a checkpoint knows no
+parallelism. native_checkpoint.py has the framework's own format.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -42,12 +43,18 @@ def run(lesson: Callable[[str], None]) -> None:
         else:
             use_all_devices(device)
     except RuntimeError as error:
-        sys.exit(str(error))
+        refuse(str(error))
     if jax.device_count() != NUM_DEVICES:
-        sys.exit(f"the lessons are for {NUM_DEVICES} devices, there are {jax.device_count()}")
+        refuse(f"the lessons are for {NUM_DEVICES} devices, there are {jax.device_count()}")
     lesson(device)
     if is_group:
         leave()
+
+
+def refuse(line: str) -> NoReturn:
+    """End with this line and exit code 2: what was asked for cannot be had."""
+    print(line, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def use_all_devices(device: str) -> None:
@@ -55,6 +62,10 @@ def use_all_devices(device: str) -> None:
     jax.config.update("jax_platforms", device)
     if device == "cpu":
         jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):  # which of them depends on whether the plugin is installed
+        raise RuntimeError(f"JAX {jax.__version__} finds no {device} device here: take --device cpu") from None
 
 
 def say(*lines: str) -> None:

@@ -198,7 +198,7 @@ DIFFERENCES = (
         "An Optax schedule is part of the optimizer, whose arrays are replaced, not written into.",
     ),
     Difference(
-        "examples/common.py", "start_group", "()", "", "A JAX process can drive several devices, so one will do."
+        "examples/common.py", "start_group", "device", "", "A JAX process can drive several devices, so one will do."
     ),
     Difference("examples/common.py", "use_all_devices", "", "device", "As for start_group."),
     Difference("examples/common.py", "by_name", "names, tensors", "names, params", TRANSPOSED),

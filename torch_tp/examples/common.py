@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -37,21 +38,29 @@ def run(lesson: Callable[[str], None]) -> None:
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device = parser.parse_args().device
-    if not read_rank(WORLD_VARIABLES, 0):
-        start_group()
-    elif read_rank(WORLD_VARIABLES, 0) != NUM_DEVICES:
-        sys.exit(f"the lessons are for {NUM_DEVICES} processes, there are {read_rank(WORLD_VARIABLES, 0)}")
+    num_processes = read_rank(WORLD_VARIABLES, 0)
+    if not num_processes:
+        start_group(device)
+    if num_processes != NUM_DEVICES:
+        refuse(f"the lessons are for {NUM_DEVICES} devices, there are {num_processes}")
     try:
         join(device)
     except RuntimeError as error:
-        sys.exit(str(error))
-    torch.manual_seed(0)
+        refuse(str(error))
     lesson(device)
     leave()
 
 
-def start_group() -> None:
+def refuse(line: str) -> NoReturn:
+    """End with this line and exit code 2: what was asked for cannot be had."""
+    print(line, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def start_group(device: str) -> NoReturn:
     """Become `torchrun --nproc-per-node 4 -m` the module that was called."""
+    if device == "cuda" and torch.cuda.device_count() < NUM_DEVICES:
+        refuse(f"the lessons are for {NUM_DEVICES} devices, there are {torch.cuda.device_count()}: take --device cpu")
     module = sys.modules["__main__"].__spec__.name
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would say at length that it sets it
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_DEVICES}"]
