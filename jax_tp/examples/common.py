@@ -20,7 +20,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from jax_tp.layouts import Plan, named_parameters, native_name, place
-from jax_tp.mesh import WORLD_VARIABLES, join, leave, read_rank
+from jax_tp.mesh import RANK_VARIABLES, join, leave, read_rank
 from jax_tp.trace import Call, declared_collectives
 from jax_tp.train import Batch, Step, loss_and_gradients
 
@@ -36,7 +36,7 @@ def run(lesson: Callable[[str], None]) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device = parser.parse_args().device
     jax.config.update("jax_enable_x64", True)
-    is_group = bool(read_rank(WORLD_VARIABLES, 0))
+    is_group = read_rank(RANK_VARIABLES, -1) >= 0
     try:
         if is_group:
             join(device)

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from torch_tp.layouts import Plan, canonical, describe, native_name, place
-from torch_tp.mesh import WORLD_VARIABLES, join, leave, read_rank
+from torch_tp.mesh import RANK_VARIABLES, WORLD_VARIABLES, join, leave, read_rank
 from torch_tp.trace import Call, RecordCollectives
 from torch_tp.train import Batch, Step, loss_and_gradients
 
@@ -38,9 +38,9 @@ def run(lesson: Callable[[str], None]) -> None:
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device = parser.parse_args().device
-    num_processes = read_rank(WORLD_VARIABLES, 0)
-    if not num_processes:
+    if read_rank(RANK_VARIABLES, -1) < 0:
         start_group(device)
+    num_processes = read_rank(WORLD_VARIABLES, 1)
     if num_processes != NUM_DEVICES:
         refuse(f"the lessons are for {NUM_DEVICES} devices, there are {num_processes}")
     try:
