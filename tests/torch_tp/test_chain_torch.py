@@ -97,7 +97,7 @@ class Order(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.partition("::")[2]
-        if name in ("broadcast", "wait_tensor", "addmm_", "mm"):
+        if name in ("broadcast", "reduce_scatter_tensor", "wait_tensor", "addmm_", "mm"):
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -109,5 +109,10 @@ def test_the_next_panel_is_on_its_way_before_this_one_is_multiplied():
         a, b = torch.zeros(8, 8), torch.zeros(8, 8)
         with Order() as order:
             Summa(mesh["x"], mesh["y"], 4).ab(a, b)  # four panels
+        with Order() as gradient:
+            Summa(mesh["x"], mesh["y"], 8).abt(torch.zeros(8, 8), b)  # two sums, of two owners each
     fetch, use = ["broadcast"] * 2, ["wait_tensor"] * 2 + ["addmm_"]
     assert order.names == fetch + (fetch + use) * 3 + use
+    fetch, use, add = ["broadcast"], ["wait_tensor", "mm"], ["reduce_scatter_tensor"]
+    whole = ["wait_tensor"] * 2
+    assert gradient.names == fetch + (fetch + use) * 2 + add + fetch + use + use + add + whole

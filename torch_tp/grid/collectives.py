@@ -5,7 +5,7 @@
     skew              a shift whose distance differs from row to row: as far as the device's position on the other axis
     reduce_scatter    every device gets its part of the sum of all devices' x
 
-The first three start and return at once: `wait` gives the result; what is computed in between runs beside them.
+All start and return at once: `wait` gives the result; what is computed in between runs beside them.
 They have no transposes: the algorithms of the grid state their gradients themselves.
 
 Sources: torch.distributed._functional_collectives; a permute is an all-to-all in which each device fills one split,
@@ -40,8 +40,8 @@ def skew(x: torch.Tensor, axis: DeviceMesh, other: DeviceMesh, by: int, sign: in
 
 
 def reduce_scatter(x: torch.Tensor, axis: DeviceMesh, dim: int) -> torch.Tensor:
-    """The own part along `dim` of the sum of every device's x (payload: x); this one is waited for."""
-    return wait(funcol.reduce_scatter_single(x.contiguous(), "sum", dim, (axis, 0)))
+    """The own part along `dim` of the sum of every device's x (payload: x)."""
+    return funcol.reduce_scatter_single(x.contiguous(), "sum", dim, (axis, 0))
 
 
 def wait(x: torch.Tensor) -> torch.Tensor:

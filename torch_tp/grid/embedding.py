@@ -66,7 +66,7 @@ class _PanelLookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, None]:
         (ids,) = ctx.saved_tensors
-        return None, reduce_scatter(rows_of(grad, ids, ctx.num_rows), ctx.axis, dim=0), None
+        return None, wait(reduce_scatter(rows_of(grad, ids, ctx.num_rows), ctx.axis, dim=0)), None
 
 
 def rows_of(grad: torch.Tensor, ids: torch.Tensor, num_rows: int) -> torch.Tensor:

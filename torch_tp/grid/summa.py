@@ -16,10 +16,10 @@ summed over the panels, which are disjoint and cover K:
     a' = c b^T         broadcast x: K N/Y      reduce-scatter y: M/X K
     b' = a^T c         broadcast y: M/X K      reduce-scatter x: K N/Y
 
-What is held beside the blocks does not grow with the grid: the panel in use
-and the one that is on its way, 2 panel (M/X + N/Y), and at most panel (or the number of owners, if that is more)
-columns or rows of products. Panels need not divide K, nor respect the borders of blocks: one that crosses a border is
-fetched in pieces.
+What is held beside the blocks does not grow with the grid: the panel in use and the one that is on its way,
+2 panel (M/X + N/Y), and of products those that are being made and those that are being summed, each at most panel (or
+the number of owners, if that is more) columns or rows. Panels need not divide K, nor respect the borders of blocks: one
+that crosses a border is fetched in pieces.
 
 Sources: van de Geijn & Watts, SUMMA: scalable universal matrix multiplication algorithm, Concurrency 9 (1997) 255-274,
 which has all three forms; Optimus, https://arxiv.org/abs/2104.05343, section 3.1, uses them for the gradients.
@@ -89,11 +89,15 @@ class Summa:
         ranges = panels(size, -(-self.panel // owners))
         wanted = ((owner * size + start, owner * size + stop) for start, stop in ranges for owner in range(owners))
         rows = one_ahead(fetch(b, 0, p, self.x) for p in wanted)
-        pieces = []
-        for _ in ranges:
-            parts = [c @ next(rows)().T for _ in range(owners)]  # for each owner [M/X, panel/Y], summed over own N
-            pieces.append(reduce_scatter(torch.stack(parts), self.y, dim=0)[0])
-        return torch.cat(pieces, 1)
+
+        def pieces() -> Iterator[torch.Tensor]:
+            for start, stop in ranges:
+                parts = c.new_empty(owners, c.shape[0], stop - start)  # for each owner, summed over own N
+                for part in parts:
+                    torch.mm(c, next(rows)().T, out=part)
+                yield reduce_scatter(parts, self.y, dim=0)
+
+        return torch.cat([wait(piece)[0] for piece in one_ahead(pieces())], 1)
 
     def atb(self, a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """b' = a^T c: [M/X, K/Y], [M/X, N/Y] -> [K/X, N/Y]."""
@@ -102,8 +106,12 @@ class Summa:
         ranges = panels(size, -(-self.panel // owners))
         wanted = ((owner * size + start, owner * size + stop) for start, stop in ranges for owner in range(owners))
         columns = one_ahead(fetch(a, 1, p, self.y) for p in wanted)
-        pieces = []
-        for _ in ranges:
-            parts = [next(columns)().T @ c for _ in range(owners)]  # for each owner [panel/X, N/Y], over own M
-            pieces.append(reduce_scatter(torch.stack(parts), self.x, dim=0)[0])
-        return torch.cat(pieces, 0)
+
+        def pieces() -> Iterator[torch.Tensor]:
+            for start, stop in ranges:
+                parts = c.new_empty(owners, stop - start, c.shape[1])  # for each owner, summed over own M
+                for part in parts:
+                    torch.mm(next(columns)().T, c, out=part)
+                yield reduce_scatter(parts, self.x, dim=0)
+
+        return torch.cat([wait(piece)[0] for piece in one_ahead(pieces())], 0)
