@@ -14,7 +14,7 @@ from rich.text import Text
 
 from parity.cost import Estimate, Group
 from parity.cost.memory import RESERVED_BYTES
-from parity.cost.step import link_of
+from parity.cost.step import WORK, link_of
 from parity.predict import FrameworkStep, LedgerRow, Prediction, Question, mesh_text
 from parity.predict.prediction import NOT_COUNTED, utilization
 from parity.reconcile import reconcile
@@ -199,7 +199,7 @@ def time_table(steps: dict[str, FrameworkStep], with_bars: bool) -> Table:
 
     nothing = ["-", "", "", ""] if with_bars else ["-", "", ""]
     for pass_ in PASSES:
-        names = [name for own_pass, name in keys if own_pass == pass_]
+        names = sorted((name for own_pass, name in keys if own_pass == pass_), key=_part_order)
         for name in names:
             found = [own.get((pass_, name)) for own in parts]
             row = [
@@ -211,6 +211,11 @@ def time_table(steps: dict[str, FrameworkStep], with_bars: bool) -> Table:
             table.add_section()
     table.add_row("all", "", *chain(*(cells(cost.step, 0.0, 0.0) for cost in costs)), style="bold")
     return table
+
+
+def _part_order(name: str) -> tuple[int, str]:
+    """Work, collectives by axis, what overlap costs."""
+    return (0 if name in WORK.values() else 1 if "collectives" in name else 2), name
 
 
 def print_rates(console: Console, question: Question, steps: dict[str, FrameworkStep]) -> None:
