@@ -11,7 +11,7 @@ from parity.cost.memory import RESERVED_BYTES, Fit, fit_of
 from parity.cost.step import CollectiveCost, StepCost, link_of, step_cost
 from parity.predict.recompute import checkpointed
 from parity.predict.request import Question
-from parity.reconcile import reconcile
+from parity.reconcile import Reconciliation, reconcile
 from parity.step_contract import StepTrace
 
 SCHEMA_VERSION = 1
@@ -40,11 +40,12 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class FrameworkStep:
-    """What is predicted of one framework's step; `cost` and `fit` are None where there was no trace."""
+    """What is predicted of one framework's step; nothing but `trace` where it was not traced."""
 
     trace: StepTrace
-    cost: StepCost | None
-    fit: Fit | None
+    cost: StepCost | None = None
+    fit: Fit | None = None
+    reconciliation: Reconciliation | None = None  # of what was traced with the plan's closed formula
 
     @property
     def skipped(self) -> str:
@@ -123,8 +124,8 @@ def step_json(question: Question, step: FrameworkStep) -> dict[str, Any]:
     return {
         "skipped": None,
         "trace_s": step.trace.seconds,
-        "reconciliation": reconcile(question.request(), step.trace).to_json(),
         "ledger": [{name.rstrip("_"): value for name, value in asdict(row).items()} for row in step.ledger()],
+        "reconciliation": None if step.reconciliation is None else step.reconciliation.to_json(),
         "memory_bytes": memory_json(step),
         "step": cost.step.to_json(),
         "parts": parts,
@@ -155,8 +156,9 @@ def predict(question: Question, traces: Mapping[str, StepTrace]) -> Prediction:
 
 def _step(question: Question, trace: StepTrace) -> FrameworkStep:
     if trace.skipped:
-        return FrameworkStep(trace, None, None)
+        return FrameworkStep(trace)
+    reconciliation = reconcile(question.request(), trace)
     if question.is_checkpointed:
         trace = checkpointed(question, trace)
     held = None if trace.memory is None else fit_of(question.machine, trace.memory)
-    return FrameworkStep(trace, step_cost(question.machine, question.mesh, trace), held)
+    return FrameworkStep(trace, step_cost(question.machine, question.mesh, trace), held, reconciliation)

@@ -17,7 +17,6 @@ from parity.cost.memory import RESERVED_BYTES
 from parity.cost.step import WORK, link_of
 from parity.predict import FrameworkStep, LedgerRow, Prediction, Question, mesh_text
 from parity.predict.prediction import NOT_COUNTED, utilization
-from parity.reconcile import reconcile
 from parity.report.terminal import duration
 
 BARS_FROM_WIDTH = 140  # columns; narrower terminals show no bars
@@ -43,6 +42,11 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
         ledger_table,
         steps,
     )
+    for name, step in steps.items():
+        if step.reconciliation is not None:
+            style = "yellow" if step.reconciliation.unexplained_bytes else "green"
+            console.print(f"[{style}]{name}[/] {escape(step.reconciliation.summary())}", highlight=False)
+    console.print()
     if any(step.fit for step in steps.values()):
         memory = size_text(question.machine.gpu.memory_bytes)
         kept = f"{size_text(RESERVED_BYTES)} of them kept for CUDA and NCCL"
@@ -50,9 +54,6 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
     with_bars = console.width >= BARS_FROM_WIDTH
     print_abreast(console, "Time of a step, predicted", partial(time_table, with_bars=with_bars), steps)
     print_rates(console, question, steps)
-    for name, step in steps.items():
-        summary = reconcile(question.request(), step.trace).summary()
-        console.print(f"{name} {escape(summary)}", highlight=False, soft_wrap=True)
     print_notes(console, steps)
 
 
