@@ -165,11 +165,14 @@ def test_norm_of_replicated_parameters_sends_nothing():
 
 
 def trained_cases():
-    """One training of every variant that has any."""
+    """One training of every variant that has any; plans whose inputs are the same train alike."""
+    found = {}
     for family in FAMILIES:
         for variant in family.variants:
             mesh = dict.fromkeys(sorted(family.used_axes()), 2)
-            yield from itertools.islice(cases_of(family, Selection((mesh,), ("train-float64",), (variant.name,))), 1)
+            for case in itertools.islice(cases_of(family, Selection((mesh,), ("train-float64",), (variant.name,))), 1):
+                found.setdefault((case.inputs, case.recipe["max_norm"]), case)
+    return found.values()
 
 
 @pytest.mark.parametrize("case", list(trained_cases()), ids=lambda case: case.id)
