@@ -32,6 +32,10 @@ LOST_BESIDE = (0.10, 0.0, 0.25)
 # 2024), which take 1.13 to 1.21 times the parts: estimate, low and high end.
 BESIDE_PARTS = (0.16, 0.05, 0.25)
 
+# A host that launches kernel by kernel keeps up with kernels that take longer; eager PyTorch takes about 5 to 20 us for
+# each, DTensor more. Judged.
+HOST_BOUND_BELOW_S = 20e-6
+
 # What a part is called, by the kind of its operations.
 WORK = {"matmul": "matmuls", "attention": "attention", "memory": "memory-bound"}
 
@@ -64,6 +68,13 @@ class StepCost:
     parts: tuple[Part, ...]
     step: Estimate
     flops: int  # of one GPU's matmuls and attention, those of recomputation too
+    num_kernels: int  # of its own work
+
+    @property
+    def mean_kernel_s(self) -> float:
+        """How long a kernel of its own work takes on average: what the host has time to launch the next one in."""
+        work = sum(part.time.seconds for part in self.parts if part.name in WORK.values())
+        return work / max(self.num_kernels, 1)
 
     def of(self, name: str) -> Estimate:
         """The parts of that name, over all passes."""
@@ -120,7 +131,8 @@ def step_cost(machine: Machine, mesh: Mapping[str, int], trace: StepTrace) -> St
         parts += _communication(name, work, [cost for cost in collectives if cost.entry.pass_ == name])
     parts.append(Part("step", "gaps, clocks, late ranks", _beside_parts(total([(part.time, 1) for part in parts], ""))))
     flops = sum(op.count * op.flops for op in trace.operations)
-    return StepCost(collectives, tuple(parts), total([(part.time, 1) for part in parts], "sum of parts"), flops)
+    step = total([(part.time, 1) for part in parts], "sum of parts")
+    return StepCost(collectives, tuple(parts), step, flops, sum(op.count for op in trace.operations))
 
 
 def _beside_parts(parts: Estimate) -> Estimate:

@@ -131,6 +131,7 @@ def step_json(question: Question, step: FrameworkStep) -> dict[str, Any]:
         "parts": parts,
         "tokens_per_s_per_gpu": question.tokens / cost.step.seconds / question.num_gpus,
         "flops": cost.flops,
+        "mean_kernel_s": cost.mean_kernel_s,
         "flops_utilization": utilization(question, cost),
         "notes": list(step.trace.notes),
     }

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from parity.cost import Estimate, Group
 from parity.cost.memory import RESERVED_BYTES
-from parity.cost.step import WORK, link_of
+from parity.cost.step import HOST_BOUND_BELOW_S, WORK, link_of
 from parity.predict import FrameworkStep, LedgerRow, Prediction, Question, mesh_text
 from parity.predict.prediction import NOT_COUNTED, utilization
 from parity.report.terminal import duration
@@ -183,10 +183,11 @@ def fit_text(step: FrameworkStep) -> Text:
 
 
 def time_table(steps: dict[str, FrameworkStep], with_bars: bool) -> Table:
-    """The parts that add up to the step, in ms, each with its 90 % interval; hidden time beside them."""
+    """The parts that add up to the step, each with its 90 % interval; hidden time beside them."""
     table = _table("pass", "part")
+    unit, factor = _unit(max(step.cost.step.seconds for step in steps.values() if step.cost is not None))
     for name in steps:
-        _figures(table, f"{name}\nms", "90 %\ninterval", "\nhidden")
+        _figures(table, f"{name}\n{unit}", "90 %\ninterval", "\nhidden")
         if with_bars:
             table.add_column("", no_wrap=True, width=BAR_WIDTH)
     costs = [step.cost for step in steps.values() if step.cost is not None]
@@ -195,7 +196,8 @@ def time_table(steps: dict[str, FrameworkStep], with_bars: bool) -> Table:
     longest = max(part.time.seconds for own in parts for part in own.values())
 
     def cells(time: Estimate, hidden_s: float, share: float) -> list[str]:
-        figures = [*milliseconds(time), _ms(hidden_s) if hidden_s > 0 else ""]
+        best, low, high, hidden = (_digits(one / factor) for one in (time.seconds, time.low_s, time.high_s, hidden_s))
+        figures = [best, f"{low} to {high}", hidden if hidden_s > 0 else ""]
         return [*figures, bar(share)] if with_bars else figures
 
     nothing = ["-", "", "", ""] if with_bars else ["-", "", ""]
@@ -229,6 +231,13 @@ def print_rates(console: Console, question: Question, steps: dict[str, Framework
                 f"{utilization(question, step.cost):.0%} of the GPU's peak in {question.dtype}",
                 highlight=False,
             )
+            if step.cost.mean_kernel_s < HOST_BOUND_BELOW_S:
+                mean = duration(step.cost.mean_kernel_s)
+                console.print(
+                    f"[yellow]{name}: kernels take {mean} on average: a host that launches them one by one may not keep "
+                    "up, and the step takes longer[/]",
+                    highlight=False,
+                )
 
 
 def bar(share: float) -> str:
@@ -237,16 +246,12 @@ def bar(share: float) -> str:
     return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
 
 
-def milliseconds(time: Estimate) -> tuple[str, str]:
-    """Estimate and 90 % interval: 64.6 and 54.6 to 76.4."""
-    return _ms(time.seconds), f"{_ms(time.low_s)} to {_ms(time.high_s)}"
+def _unit(seconds: float) -> tuple[str, float]:
+    """For a whole table: so that its largest figure has a few digits before the point."""
+    return ("s", 1.0) if seconds >= 100 else ("ms", 1e-3) if seconds >= 0.01 else ("us", 1e-6)
 
 
-def _ms(seconds: float) -> str:
-    return _three_digits(seconds * 1e3)
-
-
-def _three_digits(value: float) -> str:
+def _digits(value: float) -> str:
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{decimals}f}"
 
@@ -255,17 +260,19 @@ def size_text(num_bytes: float) -> str:
     """Bytes in powers of ten, three digits: 8.72 GB."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= factor:
-            return f"{_three_digits(num_bytes / factor)} {unit}"
+            return f"{_digits(num_bytes / factor)} {unit}"
     return f"{num_bytes:.0f} B"
 
 
 def print_notes(console: Console, steps: dict[str, FrameworkStep]) -> None:
     """What is modelled how, and what is not counted; of notes on single instructions only how many there are."""
+    said: dict[str, list[str]] = {}
     for name, step in steps.items():
-        general = [note for note in step.trace.notes if not note.startswith("%")]
-        for note in general:
-            console.print(f"[dim]{name}: {escape(note)}[/]", highlight=False)
-        if single := len(step.trace.notes) - len(general):
-            console.print(f"[dim]{name}: {single} notes on single instructions, which --json has[/]", highlight=False)
+        single = sum(note.startswith("%") for note in step.trace.notes)
+        more = [f"{single} notes on single instructions, which --json has"] if single else []
+        for note in [*(note for note in step.trace.notes if not note.startswith("%")), *more]:
+            said.setdefault(note, []).append(name)
+    for note, names in said.items():
+        console.print(f"[dim]{', '.join(names)}: {escape(note)}[/]", highlight=False)
     traced = ", ".join(f"{name} {step.trace.seconds:.1f} s" for name, step in steps.items())
     console.print(f"[dim]not counted: {NOT_COUNTED}\ntraced without a GPU: {traced}[/]", highlight=False)

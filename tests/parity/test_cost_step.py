@@ -7,7 +7,7 @@ from closed_step import LLAMA_8B, llama_step, matmul
 
 from parity.cost import CostError, Estimate, Group, collective_time, load_machine, matmul_time
 from parity.cost.memory import RESERVED_BYTES, fit_of
-from parity.cost.step import BESIDE_PARTS, LOST_BESIDE, _pipelined, check_mesh, link_of, step_cost
+from parity.cost.step import BESIDE_PARTS, HOST_BOUND_BELOW_S, LOST_BESIDE, _pipelined, check_mesh, link_of, step_cost
 from parity.step_contract import Operation, StepTrace, TracedCollective
 
 DERECHO = load_machine("derecho")
@@ -158,6 +158,12 @@ def test_published_steps_lie_in_the_interval_and_near_the_estimate(name, sizes, 
     # Control: an interval that holds everything would hold a step of half or twice the time, too.
     assert not step.low_s < measured_s / 2 < step.high_s
     assert not step.low_s < measured_s * 2 < step.high_s
+
+
+def test_small_kernels_are_told_from_large_ones():
+    small, large = (step_cost(DERECHO, {"tp": 1}, trace(operations=[one])) for one in (SHORT, LONG))
+    assert small.mean_kernel_s < HOST_BOUND_BELOW_S < large.mean_kernel_s
+    assert large.mean_kernel_s == pytest.approx(matmul_time(DERECHO, 8192, 8192, 8192, "bfloat16").seconds)
 
 
 def test_fit_says_how_much_is_spare_or_lacking():
