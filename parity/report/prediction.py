@@ -233,11 +233,8 @@ def print_rates(console: Console, question: Question, steps: dict[str, Framework
             )
             if step.cost.mean_kernel_s < HOST_BOUND_BELOW_S:
                 mean = duration(step.cost.mean_kernel_s)
-                console.print(
-                    f"[yellow]{name}: kernels take {mean} on average: a host that launches them one by one may not keep "
-                    "up, and the step takes longer[/]",
-                    highlight=False,
-                )
+                warning = f"{name}: kernels take {mean} on average; a host that launches them one by one may be slower"
+                console.print(f"[yellow]{warning}[/]", highlight=False)
 
 
 def bar(share: float) -> str:
