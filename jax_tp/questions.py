@@ -34,7 +34,7 @@ def answer_all(run: Path, ids: Sequence[str], environment: Mapping[str, Any]) ->
 def answer(question: Question, run: Path) -> Answer:
     """The program that XLA compiles for A100s, or why there is no compiler for them."""
     if skipped := no_compiler():
-        return Answer(question.id, refused=skipped)
+        return Answer(question.id, skipped=skipped)
     return answer_chain(question, run) if isinstance(question, ChainQuestion) else answer_partition(question, run)
 
 

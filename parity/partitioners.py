@@ -99,16 +99,16 @@ class Row:
 
     @property
     def received(self) -> tuple[Fraction | None, Fraction | None]:
-        """Bytes that a device receives, torch's and JAX's; None where one refuses."""
+        """Bytes that a device receives, torch's and JAX's; None where one refuses or was not asked."""
         torch, jax = (
-            None if answer.refused else received_bytes(answer.collectives, self.question.mesh)
+            None if answer.refused or answer.skipped else received_bytes(answer.collectives, self.question.mesh)
             for answer in (self.torch, self.jax)
         )
         return torch, jax
 
     @property
     def fewer(self) -> str:
-        """Who moves fewer bytes: "torch", "jax", "equal"; "" where one refuses."""
+        """Who moves fewer bytes: "torch", "jax", "equal"; "" where one does not answer."""
         torch, jax = self.received
         if torch is None or jax is None:
             return ""
@@ -126,9 +126,10 @@ class Row:
             **{
                 name: {
                     "collectives": [one.to_json() for one in answer.collectives],
-                    "received_bytes": None if answer.refused else float(received[name] or 0),
+                    "received_bytes": None if received[name] is None else float(received[name] or 0),
                     "output": answer.output,
                     "refused": answer.refused,
+                    "skipped": answer.skipped,
                 }
                 for name, answer in (("torch", self.torch), ("jax", self.jax))
             },

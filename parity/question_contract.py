@@ -83,7 +83,8 @@ class Answer:
     on_cpu: tuple[Collective, ...] = ()  # as a CPU mesh would dispatch them, where that differs (torch)
     output: Letters = ()  # the layout of the result
     temporary_bytes: int | None = None  # the peak of what is held beside operands and results
-    refused: str = ""  # why there is no answer, in one line
+    refused: str = ""  # why the framework does not take the question, in one line
+    skipped: str = ""  # why it could not be put, in one line: no compiler for A100s (jax)
     refused_by_types: str = ""  # why explicit sharding refuses the program (jax)
 
     def to_json(self) -> dict[str, Any]:

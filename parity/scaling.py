@@ -36,7 +36,7 @@ import numpy as np
 
 from parity.cases.grid_product import product
 from parity.cases.notation import Expected
-from parity.contract import FRAMEWORKS, Collective
+from parity.contract import Collective
 from parity.question_contract import Answer, ChainQuestion
 from parity.received import received_bytes
 
@@ -150,14 +150,14 @@ def curve_of(
     differs = []
     for p in gpus:
         want = by_kind(closed(plan, p, dims))
-        for framework in FRAMEWORKS:
+        for framework in answers:
             got = by_kind(answers[framework][f"{plan}/{p}"].collectives)
             if got != want:
                 excess = {" ".join(key): got[key] - want[key] for key in {*got, *want} if got[key] != want[key]}
                 differs.append(f"{framework}, {plan} on {p} GPUs: more than the formula by {excess} bytes")
     traced = {
         framework: tuple(received_bytes(answers[framework][f"{plan}/{p}"].collectives, mesh_of(plan, p)) for p in gpus)
-        for framework in FRAMEWORKS
+        for framework in answers
     }
     formula = tuple(received_bytes(closed(plan, p, dims), mesh_of(plan, p)) for p in gpus)
     return Curve(plan, tuple(gpus), formula, traced, tuple(differs))

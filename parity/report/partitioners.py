@@ -21,7 +21,8 @@ SHORT = {
 }
 LEGEND = (
     "AR all-reduce, AG all-gather, RS reduce-scatter, A2A all-to-all, BC broadcast, CP permute, each with its axis of "
-    "the mesh;\nMiB: what a device receives; -> the layout of the result, a letter for each axis"
+    "the mesh;\nMiB: what a device receives; -> the layout of the result, a letter for each axis.\n"
+    "XLA sums bfloat16 in float32."
 )
 
 

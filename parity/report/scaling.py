@@ -21,14 +21,15 @@ def print_curves(console: Console, curves: Sequence[Any], dims: Mapping[str, int
         f"MiB received a GPU; y = (x w_1) w_2 forward and backward, bfloat16\n{sizes}; slope: of log MiB over log p,\n"
         "last: between the last two, sum: the same of all GPUs together"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title, title_justify="left")
     table.add_column("plan", no_wrap=True)
     for p in curves[0].gpus:
         table.add_column(f"p={p}", justify="right", no_wrap=True)
     for heading in ("slope", "last", "sum", "traced"):
         table.add_column(heading, justify="right", no_wrap=True)
     for curve in curves:
-        cells = [f"{float(value) / 2**20:,.1f}" for value in curve.closed]
+        mib = [float(value) / 2**20 for value in curve.closed]
+        cells = [f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" for value in mib]
         slopes = [f"{slope:+.2f}" for slope in (curve.slope(), curve.slope(2), curve.slope(2) + 1)]
         table.add_row(curve.plan, *cells, *slopes, "[red]differs[/]" if curve.differs else "equal")
     console.print(table)
@@ -85,7 +86,7 @@ def plot_curves(curves: Sequence[Any], dims: Mapping[str, int], path: Path) -> N
         style = "--" if curve.plan == "sequence_parallel" else "-"
         label = f"{curve.plan}: slope {curve.slope():+.2f}, last two {curve.slope(2):+.2f}"
         (line,) = axes.plot(curve.gpus, values, style, marker=MARKERS[curve.plan], label=label)
-        for traced, size in zip(curve.traced.values(), (12, 16), strict=True):
+        for traced, size in zip(curve.traced.values(), (12, 16), strict=False):
             points = [float(value) / 2**20 for value in traced]
             axes.plot(curve.gpus, points, "o", markersize=size, fillstyle="none", color=line.get_color())
     axes.set_xscale("log", base=2)

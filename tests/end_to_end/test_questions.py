@@ -3,6 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+from parity.ask import ask
+from parity.partitioners import DIMS, questions_of, rows_of
+from parity.scaling import DIMS as SIZES
+from parity.scaling import curve_of, pair_questions
 
 PARITY = (sys.executable, "-m", "parity.cli")
 
@@ -28,9 +34,22 @@ def test_both_partitioners_answer():
     assert row["fewer"] == "jax"
 
 
+def test_without_the_plugin_torch_answers_alone(tmp_path):
+    questions = [*questions_of(["sum_all"], DIMS, "float32")[:2], *pair_questions(SIZES, (4,))[:1]]
+    jax = (sys.executable, str(Path(__file__).with_name("without_plugin_worker.py")))
+    commands = {"torch": (sys.executable, "-m", "torch_tp.worker"), "jax": jax}
+    answers = ask(tmp_path, questions, commands, lambda event: None)
+    assert all("tp-parity[a100]" in answers["jax"][one.id].skipped for one in questions)
+    first, second = rows_of(questions[:2], answers)
+    assert (first.fewer, second.fewer) == ("", "")
+    assert second.received == (4, None)  # x is R,S0: a sum over y
+    assert not curve_of("megatron", SIZES, {"torch": answers["torch"]}, (4,)).differs
+
+
 def test_the_grid_is_timed_in_both():
-    done = parity("bench", "grid", "--forward", "--dims", "M=16,K=16,N=16", "--panel", "4", "--pairs", "2", "--json")
+    sizes = ("--mesh", "x=1,y=2", "--dims", "M=16,K=16,N=16", "--panel", "4")
+    done = parity("bench", "grid", "--forward", *sizes, "--pairs", "2", "--json")
     assert done.returncode == 0, done.stderr
     for ratios in json.loads(done.stdout).values():
-        assert [one["plan"] for one in ratios] == ["summa", "stationary", "cannon"]
+        assert [one["plan"] for one in ratios] == ["summa", "stationary"]
         assert all(len(one["ratios"]) == 2 and min(one["ratios"]) > 0 for one in ratios)
