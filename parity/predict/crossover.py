@@ -77,8 +77,12 @@ def _one_d(question: Question, plan: str, gpus: int) -> Sent:
     own = [formula for formula in formulas if formula.param in ("", *names) and not formula.of_loss]
     sizes = {**question.preset.dims, "B": 1, "S": _tokens(question), "tp": gpus}
     counted = [(formula, sizes, 1) for formula in own]
-    refused = next((f"{what} do not divide" for what, size in divided(question).items() if size % gpus), "")
-    return _sum(question, plan, {"tp": gpus}, counted, refused)
+    return _sum(question, plan, {"tp": gpus}, counted, _refusal(question, gpus))
+
+
+def _refusal(question: Question, ways: int) -> str:
+    """Why heads and features cannot be cut in so many, or nothing."""
+    return next((f"{what} do not divide by {ways}" for what, size in divided(question).items() if size % ways), "")
 
 
 def _two_d(question: Question, plan: str, gpus: int) -> Sent:
@@ -90,7 +94,7 @@ def _two_d(question: Question, plan: str, gpus: int) -> Sent:
         for k, n in _weights(question)
         for formula in formulas
     ]
-    return _sum(question, plan, mesh, counted, "")
+    return _sum(question, plan, mesh, counted, _refusal(question, mesh["y"]))  # heads lie over y
 
 
 def _sum(

@@ -100,15 +100,16 @@ def print_crossover(console: Console, rows: Iterable[Sent], tokens: int) -> None
 
 
 def sentences(rows: Sequence[Sent]) -> list[str]:
-    """Where 2D wins, and where a model cannot be split in 1D at all."""
+    """Where 2D wins, and where a model cannot be split so far."""
     found = []
     for by_time, verb in ((False, "sends less"), (True, "takes less time")):
         gpus = first_win(rows, by_time)
         found.append(f"2D {verb} than 1D " + (f"from {gpus:,} GPUs on" if gpus else "at none of these numbers of GPUs"))
-    refused = {row.gpus: row.refused for row in rows if row.plan == "megatron" and row.refused}
-    if refused:
-        least = min(refused)
-        found.append(f"1D cannot be had from {least:,} GPUs on: {refused[least]}; its figures are what it would send")
+    for name, plan in (("1D", ONE_D[0]), ("2D", GRIDS[0])):
+        refused = {row.gpus: row.refused for row in rows if row.plan == plan and row.refused}
+        if refused:
+            least = min(refused)
+            found.append(f"{name} is not possible from {least:,} GPUs on ({refused[least]}): it is what it would send")
     return found
 
 

@@ -301,5 +301,9 @@ def test_1d_sends_what_its_formula_says_and_2d_less_from_some_number_on():
         assert own["gathered"].wire_bytes == pytest.approx(gathered)
     assert first_win(rows, by_time=False) == 4
     assert first_win(rows, by_time=True) == 16
+    refused = {(row.plan, row.gpus): row.refused for row in rows}
+    assert refused["megatron", 4] == refused["gathered", 64] == ""
+    assert refused["megatron", 16] == "8 key and value heads do not divide by 16"
+    assert refused["gathered", 256] == "8 key and value heads do not divide by 16"  # 16 x 16
     few = crossover(question({"tp": 4}, "perlmutter", batch=1))
     assert first_win(few, by_time=True) is None  # weights move in 2D: with few tokens they cost more than they save
