@@ -32,7 +32,7 @@ from jax_tp.mesh import join, leave, make_mesh
 from jax_tp.questions import answer_all, read_questions
 from jax_tp.steps import trace_step
 from jax_tp.tasks import MAKERS, PROGRAM, TASKS
-from jax_tp.trace import A100_OPTIONS, a100_devices, declared_collectives, why_no_a100_compiler
+from jax_tp.trace import QUICK_OPTIONS, a100_devices, declared_collectives, why_no_a100_compiler
 from parity.contract import (
     Case,
     Collective,
@@ -46,6 +46,9 @@ from parity.contract import (
     save_arrays,
 )
 from parity.step_contract import StepOrder, StepTrace
+
+# XLA's CPU compiler then takes a fifth of its time for tiny programs, and makes slower ones.
+QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 AXIS_TYPES = {"auto": AxisType.Auto, "typed": AxisType.Explicit, "manual": AxisType.Auto}
 
@@ -107,7 +110,7 @@ def trace_case(case: Case, run: Path, skipped: str | None) -> Trace:
     jitted, arguments, *_ = MAKERS[case.task](case, mesh, shapes)
     with jax.set_mesh(mesh):
         traced = jitted.trace(*arguments)
-        hlo = write_hlo(traced.lower().compile(compiler_options=A100_OPTIONS), case, run, "a100")
+        hlo = write_hlo(traced.lower().compile(compiler_options=QUICK_OPTIONS), case, run, "a100")
     calls = declared_collectives(traced.jaxpr, mesh)
     declared = tuple(Collective(call.kind, call.axis, call.dtype, call.payload_bytes, 1, call.pass_) for call in calls)
     return Trace(case.id, hlo, declared)
@@ -188,12 +191,15 @@ def main() -> int:
     parser.add_argument("orders", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--local-devices", type=int, default=1, help="that this process drives")
+    parser.add_argument("--quick", action="store_true", help="compile in less time programs that take more: no timings")
     parser.add_argument("--role", choices=["ranks", "trace", "measure", "steps", "questions", "bench"], default="ranks")
     parser.add_argument("--num-pairs", type=int, default=7, help="with --role bench: runs of each of the two")
     arguments = parser.parse_args()
     watch_launcher()
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")  # IEEE float32 on A100s too, where JAX takes TF32
+    if arguments.quick:
+        os.environ["XLA_FLAGS"] = f"{QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # the user's win
     role = arguments.role
     ids = json.loads(arguments.orders.read_text())["case_ids"]
     if role == "questions":
@@ -204,6 +210,8 @@ def main() -> int:
     if is_alone:
         jax.config.update("jax_platforms", "cpu")
     rank = 0 if is_alone else join(arguments.device, arguments.local_devices)[0]
+    if role == "trace":
+        os.nice(10)  # it may run beside the ranks
     skipped = why_no_a100_compiler() if role == "trace" else None
     cases = read_cases(arguments.run) if role in ("ranks", "trace") else {}
     orders = read_orders(arguments.run) if role == "steps" else {}

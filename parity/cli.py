@@ -6,8 +6,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -26,12 +25,12 @@ from parity.cli_predict import advise_step, predict_step
 from parity.cli_scaling import scaling
 from parity.cli_train import train
 from parity.compare import compare
-from parity.contract import FRAMEWORKS, Case
+from parity.contract import FRAMEWORKS
 from parity.guide import source_of_case
 from parity.launch import retry_errors
 from parity.report.detail import describe_cases, render_case
 from parity.report.terminal import print_comparison, spent_line
-from parity.run import Command, execute, groups, start_run, worker_commands
+from parity.run import Manner, execute, groups, start_run, worker_commands
 from parity.rundir import read_run
 from parity.spent import time_spent
 
@@ -102,6 +101,9 @@ def run(
     process_a_device: Annotated[
         bool, typer.Option("--process-a-device", help="JAX on the CPU: not one process for all, but as on GPUs.")
     ] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="To compare times: XLA optimises in full, and nothing runs beside.")
+    ] = False,
     seed: Seed = 0,
     num_seeds: Annotated[int, typer.Option(min=1, help="Run every case with this many seeds, from --seed on.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Directory of the run [default: runs/<time>].")] = None,
@@ -123,7 +125,7 @@ def run(
                 raise RefusedError("--resume does what is left of a run: leave out GLOBs, --suite, --out ...")
             directory, previous = resume, read_run(resume)
             cases, device = previous.cases, previous.settings["device"]
-            process_a_device = previous.settings["process_a_device"]
+            process_a_device, timings = previous.settings["process_a_device"], previous.settings["timings"]
             for framework in FRAMEWORKS:
                 retry_errors(directory, framework)
         else:
@@ -131,11 +133,12 @@ def run(
             seeds = range(seed, seed + num_seeds)
             names = globs or []
             cases = select(make_selection(suite, names, mesh or [], dtype or [], dims, seeds), names)
-            settings = {"device": device, "process_a_device": process_a_device, "seed": seed}
+            settings = {"device": device, "process_a_device": process_a_device, "timings": timings, "seed": seed}
             start_run(directory, cases, {**settings, "arguments": sys.argv[1:]})
         try:
-            with progress_of(cases, commands, device, case_limit) as on_event:
-                execute(directory, cases, commands, device, case_limit, on_event, process_a_device)
+            manner = Manner(device, process_a_device, timings, case_limit)
+            with progress_bar(sum(len(ids) for _, ids in groups(cases, commands, manner))) as on_event:
+                execute(directory, cases, commands, manner, on_event)
         except KeyboardInterrupt:
             error_console.print(f"interrupted: `parity run --resume {directory}` does the rest", soft_wrap=True)
             raise typer.Exit(130) from None
@@ -144,14 +147,6 @@ def run(
     spent = spent_line(time_spent(directory), time.monotonic() - started)
     console.print(f"[dim]{spent}\n{directory / 'comparison.json'}[/]")
     raise typer.Exit(exit_code(comparison))
-
-
-@contextmanager
-def progress_of(cases: list[Case], commands: dict[str, Command], device: str, limit: float) -> Iterator[Any]:
-    """A progress bar over all cases of all worker groups; yields the function to tell of progress."""
-    total = sum(len(ids) for _, ids in groups(cases, commands, device, limit))
-    with progress_bar(total) as on_event:
-        yield on_event
 
 
 def compare_and_write(directory: Path) -> dict[str, Any]:

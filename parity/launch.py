@@ -32,6 +32,7 @@ POLL_S = 0.05
 SETTLE_S = 0.25  # after the first sign of a failure, to see who else failed, and in which order
 ERROR_EXIT_S = 2.0  # for a rank that has reported an error to print its traceback and exit; JAX's can wait for minutes
 EXIT_LIMIT_S = 10.0  # for a group to exit after its last result
+LOGS = threading.Lock()  # two groups of one framework write to one launcher.jsonl
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Group:
     case_limit_s: float  # how long a rank may say nothing once it has said hello
     start_limit_s: float  # how long a rank may take to say hello
     local_devices: int = 1  # that each process drives
+    quick: bool = False  # JAX: compiled in less time, for slower programs
 
     @property
     def processes(self) -> int:
@@ -64,17 +66,24 @@ class Progress:
     message: str = ""
 
 
-def run_group(run_dir: Path, group: Group, case_ids: Sequence[str], on_event: Callable[[Progress], None]) -> None:
+def run_group(
+    run_dir: Path,
+    group: Group,
+    case_ids: Sequence[str],
+    on_event: Callable[[Progress], None],
+    stop: threading.Event | None = None,
+) -> None:
     """Bring every case to results of all ranks or to an error; those that are done already are left out.
 
     A group that fails before it has met is started once more if an earlier one met; else, and the second time, all
     remaining cases become errors. Whatever is raised here, by Ctrl-C, SIGTERM, SIGHUP or `on_event`, no process is
-    left. Raises LaunchError when the command cannot be started, ContractError for a log that cannot be read.
+    left. `stop` ends a group in a thread of its own as Ctrl-C does. Raises LaunchError when the command cannot be
+    started, ContractError for a log that cannot be read.
     """
-    run = _Run(run_dir.resolve(), group, on_event)
+    run = _Run(run_dir.resolve(), group, on_event, stop or threading.Event())
     run.mend_logs()
     met_before, failed_starts = False, 0
-    with _signals_raise():
+    with signals_raise():
         while orders := run.undone(case_ids):
             failure = run.attempt(orders)
             if failure is None:
@@ -114,6 +123,7 @@ class _Run:
     run_dir: Path
     group: Group
     on_event: Callable[[Progress], None]
+    stop: threading.Event
 
     @property
     def folder(self) -> Path:
@@ -124,9 +134,9 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (*_log_names(self.group.role, self.group.processes), "launcher"):
             path = self.folder / f"{name}.jsonl"
-            if path.exists():
-                content = path.read_bytes()
-                if not content.endswith(b"\n"):
+            with LOGS:
+                content = path.read_bytes() if path.exists() else b""
+                if content and not content.endswith(b"\n"):
                     os.truncate(path, content.rfind(b"\n") + 1)
 
     def undone(self, case_ids: Sequence[str]) -> list[str]:
@@ -140,8 +150,9 @@ class _Run:
     def record(self, event: str, case: str | None, message: str, stderr: str) -> None:
         """One line in launcher.jsonl, on disk before anybody hears of it."""
         role = self.group.role
-        log = EventLog(self.folder / "launcher.jsonl")
-        log.append(event, role=role, case=case, message=message, stderr=stderr)
+        with LOGS:
+            log = EventLog(self.folder / "launcher.jsonl")
+            log.append(event, role=role, case=case, message=message, stderr=stderr)
         self.on_event(Progress(self.group.framework, role, event, case, message))
 
     def attempt(self, orders: Sequence[str]) -> Failure | None:
@@ -165,6 +176,8 @@ class _Run:
         flags = ["--device", group.device] if group.role == "ranks" else ["--role", group.role]
         if group.local_devices > 1:
             flags += ["--local-devices", str(group.local_devices)]
+        if group.quick:
+            flags.append("--quick")
         command = (*group.command, str(self.run_dir), str(orders_file), *flags)
         port = _free_port()
         for rank, name in enumerate(_log_names(group.role, group.processes)):
@@ -178,6 +191,8 @@ class _Run:
     def follow(self, workers: Sequence[Worker], orders: Sequence[str]) -> Failure | None:
         announced: set[tuple[str, str]] = set()
         while True:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
             self.poll(workers, announced)
             if any(worker.failed for worker in workers):
                 self.settle(workers, announced)
@@ -262,7 +277,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does. Python allows that in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield

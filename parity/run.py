@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,22 @@ from parity.cases import family_of
 from parity.contract import FRAMEWORKS, Case, EventLog
 from parity.inputs import make_inputs
 from parity.interpreter import find_interpreter
-from parity.launch import Group, Progress, run_group
+from parity.launch import Group, Progress, run_group, signals_raise
 from parity.rundir import check_new, inputs_path, write_inputs, write_run
 
 START_LIMIT_S = 120.0
 
 Command = tuple[str, ...]  # up to and without the run directory: ("python", "-m", "torch_tp.worker")
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the cases of a run are run."""
+
+    device: str = "cpu"  # or "cuda"
+    process_a_device: bool = False  # JAX on the CPU: not one process for all devices, but as on GPUs
+    timings: bool = False  # times are to be compared: XLA optimises in full, and nothing runs beside the ranks
+    case_limit_s: float = 120.0  # how long a rank may say nothing
 
 
 def prepare_inputs(directory: Path, cases: Sequence[Case]) -> None:
@@ -50,29 +63,26 @@ def start_run(directory: Path, cases: Sequence[Case], settings: Mapping[str, Any
     write_run(directory, cases, settings)
 
 
-def groups(
-    cases: Sequence[Case],
-    commands: Mapping[str, Command],
-    device: str,
-    case_limit_s: float,
-    process_a_device: bool = False,
-) -> Iterator[tuple[Group, list[str]]]:
-    """The worker groups with the cases of each, one after the other: both frameworks at once would disturb each other.
+def groups(cases: Sequence[Case], commands: Mapping[str, Command], manner: Manner) -> Iterator[tuple[Group, list[str]]]:
+    """The worker groups with the cases of each: one for each framework and number of devices, one that compiles for
+    A100s.
 
-    One group for each framework and number of devices, then the one process that compiles for A100s. In JAX one process
-    drives all devices of the CPU, and compiles a program once for all: unless `process_a_device`, as it is on GPUs.
+    In JAX one process drives all devices of the CPU, and compiles a program once for all, and quickly, which makes
+    slower programs: unless `manner` says otherwise.
     """
+    device, limit_s = manner.device, manner.case_limit_s
     by_world = defaultdict(list)
     for case in cases:
         by_world[case.num_devices].append(case.id)
     for framework in FRAMEWORKS:
-        alone = framework == "jax" and device == "cpu" and not process_a_device
+        is_jax_on_cpu = framework == "jax" and device == "cpu"
+        quick = is_jax_on_cpu and not manner.timings
         for world, case_ids in sorted(by_world.items()):
-            local = world if alone else 1
-            group = Group(framework, "ranks", world, commands[framework], device, case_limit_s, START_LIMIT_S, local)
-            yield group, case_ids
+            local = world if is_jax_on_cpu and not manner.process_a_device else 1
+            command = commands[framework]
+            yield Group(framework, "ranks", world, command, device, limit_s, START_LIMIT_S, local, quick), case_ids
     programs = list({case.program: case.id for case in reversed(cases)}.values())[::-1]
-    yield Group("jax", "trace", 1, commands["jax"], "cpu", case_limit_s, START_LIMIT_S), programs
+    yield Group("jax", "trace", 1, commands["jax"], "cpu", limit_s, START_LIMIT_S), programs
 
 
 def worker_commands(torch_python: str, jax_python: str) -> dict[str, Command]:
@@ -85,15 +95,35 @@ def execute(
     directory: Path,
     cases: Sequence[Case],
     commands: Mapping[str, Command],
-    device: str,
-    case_limit_s: float,
+    manner: Manner,
     on_event: Callable[[Progress], None],
-    process_a_device: bool = False,
 ) -> None:
-    """Run what is not done yet of the cases, and write all results into the directory."""
-    log = EventLog(directory / "groups.jsonl")
+    """Run what is not done yet of the cases, and write all results into the directory.
+
+    One group of ranks after the other: both frameworks at once would disturb each other. On the CPU the process that
+    compiles for A100s runs beside those of JAX, which leave it a core, unless times are to be compared.
+    """
+    log, stop = EventLog(directory / "groups.jsonl"), threading.Event()
     log.append("begin")
-    for group, case_ids in groups(cases, commands, device, case_limit_s, process_a_device):
-        log.append("group", framework=group.framework, role=group.role, world=group.world)
-        run_group(directory, group, case_ids, on_event)
+    *ranks, trace = groups(cases, commands, manner)
+    is_beside = manner.device == "cpu" and not manner.timings
+
+    def run(group: Group, case_ids: list[str]) -> None:
+        run_group(directory, group, case_ids, on_event, stop)
+
+    with signals_raise(), ThreadPoolExecutor(1) as pool:
+        try:
+            compiled = None
+            for group, case_ids in ranks:
+                if compiled is None and group.framework == "jax" and is_beside:
+                    compiled = pool.submit(run, *trace)
+                log.append("group", framework=group.framework, world=group.world)
+                run(group, case_ids)
+            log.append("ranks done")
+            if compiled is None:
+                run(*trace)
+            else:
+                compiled.result()
+        finally:
+            stop.set()
     log.append("end")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ class Spent:
 
     start_s: float  # from starting the processes until the group has met: interpreters, imports, joining
     first_steps_s: float  # trace, compile and run of each case's first step
-    a100_s: float  # tracing and compiling for A100s
+    a100_s: float  # tracing and compiling for A100s, after the ranks were done
     total_s: float
 
     @property
@@ -33,30 +32,21 @@ def time_spent(directory: Path) -> Spent:
     marks = marks[first:]
     start_s = first_steps_s = a100_s = 0.0
     for group, following in itertools.pairwise(marks):
+        if group["event"] == "ranks done":
+            a100_s = following["time_s"] - group["time_s"]
         if group["event"] != "group":
             continue
-        name = "trace.jsonl" if group["role"] == "trace" else "rank0.jsonl"
         inside = (group["time_s"], following["time_s"])
-        events = [e for e in read_events(directory / group["framework"] / name) if inside[0] < e["time_s"] < inside[1]]
+        log = read_events(directory / group["framework"] / "rank0.jsonl")
+        events = [event for event in log if inside[0] < event["time_s"] < inside[1]]
         start_s += sum(_starts(events, group["time_s"]))
         first_steps_s += sum(e["results"][0]["timing"]["cold_s"] or 0.0 for e in events if e["event"] == "result")
-        a100_s += sum(_traces(events))
     return Spent(start_s, first_steps_s, a100_s, marks[-1]["time_s"] - marks[0]["time_s"])
 
 
 def _starts(events: list[dict[str, Any]], begin_s: float) -> list[float]:
     """Seconds until each hello, from the group's begin or the last event before."""
     before = [begin_s, *(event["time_s"] for event in events)]
-    return [event["time_s"] - earlier for event, earlier in zip(events, before, strict=False) if _is(event, "hello")]
-
-
-def _traces(events: list[dict[str, Any]]) -> list[float]:
     return [
-        done["time_s"] - begun["time_s"]
-        for begun, done in itertools.pairwise(events)
-        if _is(begun, "start") and _is(done, "trace")
+        event["time_s"] - earlier for event, earlier in zip(events, before, strict=False) if event["event"] == "hello"
     ]
-
-
-def _is(event: Mapping[str, Any], name: str) -> bool:
-    return bool(event["event"] == name)

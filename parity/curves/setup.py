@@ -15,7 +15,7 @@ from parity.contract import DTYPES, STYLES, Case
 from parity.curves.data import DRAW
 from parity.launch import Progress, run_group
 from parity.presets import Preset, load_preset
-from parity.run import Command, groups
+from parity.run import Command, Manner, groups
 from parity.rundir import check_new, write_inputs, write_run
 
 DTYPES_HERE = ("float32", "float64")  # in bfloat16 the update of a weight is smaller than its last place
@@ -113,6 +113,6 @@ def run_training(
     check_new(directory)
     write_inputs(directory, case, training.params, training.batch)
     write_run(directory, [case], {"device": device, "seed": case.seed, "source": training.source})
-    for group, case_ids in groups([case], commands, device, case_limit_s):
+    for group, case_ids in groups([case], commands, Manner(device, timings=True, case_limit_s=case_limit_s)):
         if group.role == "ranks":  # what it would be on A100s is what `parity run` asks
             run_group(directory, group, case_ids, on_event)

@@ -17,13 +17,14 @@ from parity.spent import Spent
 STYLE = {"pass": "green", "fail": "bold red", "error": "bold red", "skip": "yellow"}
 
 
-TIMINGS_FROM_WIDTH = 120  # columns; narrower terminals show them in comparison.json only
+TIMINGS_FROM_WIDTH = 120  # columns; of runs with --timings; narrower terminals show them in comparison.json only
 
 
 def render(comparison: Mapping[str, Any], width: int) -> RenderableType:
     """The table of cases, what went wrong, the environment and the summary."""
     cases = comparison["cases"]
-    parts: list[RenderableType] = [cases_table(cases, with_timings=width >= TIMINGS_FROM_WIDTH)]
+    with_timings = comparison["settings"]["timings"] and width >= TIMINGS_FROM_WIDTH
+    parts: list[RenderableType] = [cases_table(cases, with_timings)]
     parts += list(_explanations(cases))
     parts += [environment_line(comparison), summary_line(comparison)]
     return Group(*parts)
@@ -129,7 +130,7 @@ def spent_line(spent: Spent, comparing_s: float) -> str:
     """Where the time of the run went."""
     return (
         f"{spent.total_s + comparing_s:.0f} s: {spent.start_s:.0f} s starting workers, {spent.first_steps_s:.0f} s in "
-        f"first steps, {spent.a100_s:.0f} s compiling for A100s, {comparing_s:.0f} s comparing, "
+        f"first steps, {spent.a100_s:.0f} s more compiling for A100s, {comparing_s:.0f} s comparing, "
         f"{spent.ours_s:.0f} s all else"
     )
 

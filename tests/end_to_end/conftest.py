@@ -12,12 +12,11 @@ import pytest
 
 from parity.compare import compare
 from parity.contract import Case
-from parity.run import Command, execute, start_run
+from parity.run import Command, Manner, execute, start_run
 from parity.rundir import read_run
 
 HERE = Path(__file__).parent
 GOOD = {name: (sys.executable, "-m", f"{name}_tp.worker") for name in ("torch", "jax")}
-CASE_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Finished:
 
 def run_cases(directory: Path, cases: Sequence[Case], commands: Mapping[str, Command] = GOOD) -> Finished:
     """Run the cases with these worker commands and compare."""
-    start_run(directory, cases, {"device": "cpu", "seed": 0, "arguments": []})
-    execute(directory, cases, commands, "cpu", CASE_LIMIT_S, lambda event: None)
+    start_run(directory, cases, {"device": "cpu", "seed": 0, "arguments": [], "timings": False})
+    execute(directory, cases, commands, Manner(), lambda event: None)
     return Finished(directory, compare(read_run(directory)))
 
 
