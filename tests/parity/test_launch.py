@@ -327,6 +327,22 @@ def test_signal_to_the_harness_ends_the_group(bench, number):
     assert harness.returncode != 0
 
 
+def test_group_in_a_thread_ends_when_it_is_told_to(bench):
+    stop, raised = threading.Event(), []
+
+    def run():
+        try:
+            run_group(bench.run_dir, bench.group, ["a:hang@0"], lambda progress: stop.set(), stop)
+        except KeyboardInterrupt as interrupt:
+            raised.append(interrupt)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(raised) == 1
+    assert bench.cases("error") == []
+
+
 def test_group_may_be_run_in_a_thread(bench):
     thread = threading.Thread(target=bench.run, args=("a",))
     thread.start()
