@@ -1,4 +1,6 @@
-"""The formulas of GPT, BERT and Llama beside those of `transformers`: logits, loss, gradients, same weights, float64.
+"""GPT, BERT and Llama beside those of `transformers`: logits, loss, gradients, same weights, in float64.
+
+First the formulas, then the modules of both frameworks, in shards on real devices and gathered.
 
 `transformers` casts to float32 inside (norms, softmax, RoPE, loss), whatever the dtype of the weights. Here those casts
 are to float64, else nothing below 1e-6 could be told apart; its code is otherwise as it is.
@@ -6,14 +8,22 @@ are to float64, else nothing below 1e-6 could be told apart; its code is otherwi
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sharded_worker import AT
 
+from parity.contract import load_arrays, save_arrays
 from parity.inputs import make_inputs
 from parity.reference import Arithmetic, Arrays, evaluate
 from parity.reference.models import bert_logits, gpt_logits, llama_logits
@@ -25,7 +35,7 @@ from transformers.models.bert import modeling_bert  # noqa: E402
 from transformers.models.gpt2 import modeling_gpt2  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402
 
-B, S, D, H, K, E, F, V, C, NUM_BLOCKS = 2, 6, 24, 4, 2, 6, 48, 30, 8, 2
+B, S, D, H, K, E, F, V, C, NUM_BLOCKS = 2, 8, 24, 4, 4, 6, 48, 30, 10, 2
 THETA = 10000.0
 GPT = {
     "num_heads": H,
@@ -37,7 +47,14 @@ GPT = {
     "activation": "gelu_tanh",
     "num_ids": V,
 }
-LLAMA = {**GPT, "num_kv_heads": K, "rope_theta": THETA, "norm_kind": "rms_norm", "activation": "swiglu"}
+LLAMA = {
+    **GPT,
+    "num_heads": 2 * K,
+    "num_kv_heads": K,
+    "rope_theta": THETA,
+    "norm_kind": "rms_norm",
+    "activation": "swiglu",
+}
 BERT = {**GPT, "causal": False, "activation": "gelu_erf", "is_post_norm": True, "eps": 1e-12}
 LOGITS = {"models.bert": bert_logits, "models.gpt": gpt_logits, "models.llama": llama_logits}
 OPTIONS = {"models.bert": BERT, "models.gpt": GPT, "models.llama": LLAMA}
@@ -60,8 +77,8 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shapes(model: str) -> dict[str, tuple[int, ...]]:
-    k = OPTIONS[model]["num_kv_heads"]
-    weights = {"q": (D, H * E), "k": (D, k * E), "v": (D, k * E), "o": (H * E, D)}
+    h, k = OPTIONS[model]["num_heads"], OPTIONS[model]["num_kv_heads"]
+    weights = {"q": (D, h * E), "k": (D, k * E), "v": (D, k * E), "o": (h * E, D)}
     block = {f"attention.{name}.w": shape for name, shape in weights.items()}
     block |= {"norm1.scale": (D,), "norm2.scale": (D,), "mlp.up.w": (D, F), "mlp.down.w": (F, D)}
     if model != "models.llama":
@@ -160,7 +177,7 @@ def make_model(model: str, **changes: Any) -> torch.nn.Module:
         config = transformers.BertConfig(**(sizes | lengths | none | changes), attn_implementation="eager")
         return transformers.BertForMaskedLM(config).double()
     sizes = {"hidden_size": D, "intermediate_size": F, "num_hidden_layers": NUM_BLOCKS, "vocab_size": V, "head_dim": E}
-    heads = {"num_attention_heads": H, "num_key_value_heads": K, "rms_norm_eps": 1e-5}
+    heads = {"num_attention_heads": 2 * K, "num_key_value_heads": K, "rms_norm_eps": 1e-5}
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": THETA}}
     config = transformers.LlamaConfig(**(sizes | heads | rope | changes), attn_implementation="eager")
     return transformers.LlamaForCausalLM(config).double()
@@ -187,6 +204,7 @@ def theirs(model: str, params: Mapping[str, np.ndarray], batch: Mapping[str, np.
     return {"logits": done.logits.detach().numpy(), "y": done.loss.detach().numpy(), **grads}
 
 
+@cache
 def inputs(model: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The last label of a row has no token after it in theirs: ignored. The target is y - 1, for which dy = 1."""
     ids = {"x": V, "labels": V}
@@ -202,22 +220,29 @@ def logits_of(model: str, params: Arrays, batch: Arrays, arithmetic: Arithmetic 
     return {"logits": np.array(LOGITS[model](leaves, batch, OPTIONS[model]), np.float64)}
 
 
-def largest_error(model: str, **changes: Any) -> dict[str, float]:
-    """Of theirs, in units of what rounding in float64 explains."""
+@cache
+def formula(model: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Logits, loss and gradients, and the bounds of what rounding in float64 explains."""
     params, batch = inputs(model)
-    options = OPTIONS[model]
-    want = evaluate(model, options, params, batch)
-    bound = bounds(model, options, params, batch, "float64", 1, 0)
-    got = theirs(model, params, batch, **changes)
-    errors = {"y": error_in_bounds(got["y"], want["y"], bound["y"])}
-    for name, ours in NAMES[model].items():
-        pair = (as_theirs(model, ours, arrays, ".grad") for arrays in (want, bound))
-        errors[name] = error_in_bounds(got[name], *pair)
     logits = partial(logits_of, model, params, batch)
-    errors["logits"] = error_in_bounds(
-        got["logits"], logits(None)["logits"], bounds_of(logits, "float64", 1, 0)["logits"]
-    )
+    want = evaluate(model, OPTIONS[model], params, batch) | logits(None)
+    bound = bounds(model, OPTIONS[model], params, batch, "float64", 1, 0) | bounds_of(logits, "float64", 1, 0)
+    return want, bound
+
+
+def errors_of(model: str, got: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of theirs beside ours, in bounds."""
+    _, bound = formula(model)
+    errors = {name: error_in_bounds(got[name], ours[name], bound[name]) for name in ("y", "logits")}
+    for name, own in NAMES[model].items():
+        pair = (as_theirs(model, own, arrays, ".grad") for arrays in (ours, bound))
+        errors[name] = error_in_bounds(got[name], *pair)
     return errors
+
+
+def largest_error(model: str, **changes: Any) -> dict[str, float]:
+    """Of theirs beside the formula, in bounds."""
+    return errors_of(model, theirs(model, *inputs(model), **changes), formula(model)[0])
 
 
 @pytest.mark.parametrize("model", OPTIONS)
@@ -243,3 +268,89 @@ def test_logits_loss_and_every_gradient_are_those_of_transformers(model: str) ->
 def test_another_configuration_of_transformers_is_seen(model: str, change: dict[str, Any]) -> None:
     errors = largest_error(model, **change)
     assert min(errors["logits"], errors["y"]) > 1e4
+
+
+# ------------------------------------------------------------------------------------------------- modules, in shards
+
+PADDED_V = 32  # rows of the tables, of which V are ids: 4 divides it
+VOCABULARY = {"tied.embed.table": 0, "embed.table": 0, "vocab.b": 0}  # the dim, by parameter; Llama's head.w beside
+
+
+def vocabulary_dim(model: str, name: str) -> int | None:
+    return 1 if (model, name) == ("models.llama", "head.w") else VOCABULARY.get(name)
+
+
+def padded(model: str, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    widths = {name: [(0, 0)] * array.ndim for name, array in params.items()}
+    for name, width in widths.items():
+        if (dim := vocabulary_dim(model, name)) is not None:
+            width[dim] = (0, PADDED_V - V)
+    return {name: np.pad(array, widths[name]) for name, array in params.items()}
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both frameworks at once, each in one group for all models and tp degrees."""
+    directory = tmp_path_factory.mktemp("sharded")
+    (directory / "options.json").write_text(json.dumps(OPTIONS))
+    for model in OPTIONS:
+        params, batch = inputs(model)
+        named = {f"params.{name}": array for name, array in padded(model, params).items()}
+        save_arrays(directory / f"{model}.safetensors", named | batch)
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    port = random.randrange(15_000, 30_000)
+    processes = []
+    for framework, ranks in (("torch", 4), ("jax", 1)):
+        place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + ranks)}
+        for rank in range(ranks):
+            environment = {**os.environ, **place, "RANK": str(rank), "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags}
+            command = [sys.executable, str(Path(__file__).with_name("sharded_worker.py")), framework, str(directory)]
+            with (directory / f"{framework}{rank}.err").open("w") as log:
+                processes.append(subprocess.Popen(command, env=environment, stderr=log))
+    try:
+        codes = [process.wait(timeout=250) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert set(codes) == {0}, "\n".join(path.read_text()[-1500:] for path in directory.glob("*.err"))
+    return directory
+
+
+def gathered(directory: Path, framework: str, model: str, tp: int) -> dict[str, np.ndarray]:
+    """Without the padding, whose gradients are 0 and whose logits nobody asks for."""
+    found = load_arrays(directory / f"{framework}.{model}.tp{tp}.safetensors")
+    found["logits"] = found["logits"][..., :V]
+    for name in NAMES[model].values():
+        dim = vocabulary_dim(model, name) if isinstance(name, str) else None
+        if dim is not None:
+            found[f"{name}.grad"], padding = np.split(found[f"{name}.grad"], [V], dim)
+            assert padding.shape[dim] == PADDED_V - V
+            assert not padding.any()
+    return found
+
+
+@pytest.mark.parametrize("tp", AT)
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("model", OPTIONS)
+def test_modules_in_shards_are_those_of_transformers(sharded: Path, model: str, framework: str, tp: int) -> None:
+    """Either may be one bound off the formula."""
+    got = theirs(model, *inputs(model))
+    errors = errors_of(model, got, gathered(sharded, framework, model, tp))
+    assert {name: error for name, error in errors.items() if not error < 2} == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("models.gpt", {"layer_norm_epsilon": 1.001e-5}),
+        ("models.bert", {"hidden_act": "gelu_new"}),
+        ("models.llama", {"rms_norm_eps": 1.001e-5}),
+    ],
+)
+def test_modules_in_shards_are_not_those_of_another_configuration(
+    sharded: Path, model: str, change: dict[str, Any]
+) -> None:
+    got = theirs(model, *inputs(model), **change)
+    for framework in ("torch", "jax"):
+        errors = errors_of(model, got, gathered(sharded, framework, model, 4))
+        assert min(errors["logits"], errors["y"]) > 1e4
