@@ -54,17 +54,18 @@ Path = tuple[Any, ...]  # of a parameter in its module, e.g. ("blocks", 0, "norm
 
 
 # Results that are another view of their operand: to keep them would keep it.
-VIEWS = ("broadcast_in_dim", "convert_element_type", "pvary", "reshape", "squeeze", "transpose")
+SAME = ("pvary", "sharding_constraint")  # their operand, but for its layout
+VIEWS = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose")
 
 
 def is_kept(primitive: Any, *operands: Any, **params: Any) -> bool:
     """Whether the backward pass finds this result of the forward pass or makes it again: not so whole parameters.
 
-    They come from all-gathers over fsdp, or from constraints, of which those of activations have more than two dims.
+    They come from all-gathers over fsdp and casts of these, or from constraints; activations have more than two dims.
     """
     if primitive.name == "all_gather":
         return "fsdp" not in params["axis_name"]
-    return primitive.name not in VIEWS and (primitive.name != "sharding_constraint" or operands[0].ndim > 2)
+    return primitive.name not in VIEWS and (primitive.name not in SAME or operands[0].ndim > 2)
 
 
 def on_batch(plan: Plan, axis: str) -> Plan:

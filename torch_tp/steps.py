@@ -7,12 +7,14 @@ plan and style, on a process group that is not there and tensors that have no va
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import ModuleType
+from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
@@ -40,7 +42,7 @@ def trace_step(order: StepOrder) -> StepTrace:
     """Trace the step. Raises ValueError as the layers' `build` do."""
     begin_s = time.monotonic()
     request = order.request
-    with fake_group(request.num_devices):
+    with fake_group(request.num_devices), patch.object(_fsdp_param, "_chunk_with_empty", Chunks):
         mesh = make_mesh(request.mesh, "cpu")
         layer, plan, prefix = layer_of(request, is_mean=order.batch["target"] == ())
         dtype = getattr(torch, request.dtype)
@@ -58,6 +60,22 @@ def trace_step(order: StepOrder) -> StepTrace:
             seconds=time.monotonic() - begin_s,
             notes=NOTES,
         )
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The equal chunks of a tensor along a dim, each made when it is asked for.
+
+    `fully_shard` makes one for every device to take its own: on a thousand devices most of the time of a trace.
+    """
+
+    tensor: torch.Tensor
+    num_chunks: int
+    dim: int
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        size = self.tensor.shape[self.dim] // self.num_chunks
+        return self.tensor.narrow(self.dim, index * size, size)
 
 
 def layer_of(request: StepRequest, is_mean: bool) -> tuple[ModuleType | hybrid.Hybrid, Plan, str]:

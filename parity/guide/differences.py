@@ -161,6 +161,7 @@ DIFFERENCES = (
     Difference("footprint.py", "sizes_after", "events", "", DISPATCHED),
     Difference("footprint.py", "shard_bytes", "", "state", DISPATCHED),
     Difference("footprint.py", "held_bytes", "", "compiled, module, optimizer", DISPATCHED),
+    Difference("steps.py", "Chunks", "tensor, num_chunks, dim", "", SHARE),
     Difference("steps.py", "make_moments", "optimizer", "", "optax makes the moments with the optimizer."),
     Difference("steps.py", "local", "tensor", "", "What JAX holds is read from shardings."),
     Difference("steps.py", "states_of", "optimizer", "", "What JAX holds is read from shardings."),

@@ -36,6 +36,8 @@ def test_whole_parameters_are_not_kept_and_activations_are():
     assert not kept("all_gather", 2, axis_name=("fsdp",))
     assert not kept("sharding_constraint", 2)
     assert not kept("transpose", 2)
+    assert not kept("pvary", 1)
+    assert kept("pvary", 3)
     assert kept("all_gather", 3, axis_name=("tp",))
     assert kept("sharding_constraint", 3)
     assert kept("dot_general", 3)
