@@ -37,13 +37,14 @@ PLANTED = {
     "target_of_another_dtype": ("column_parallel", "bias", "typed", r" y: is float32, expected float64"),
     "weights_never_move": ("megatron", "gelu_erf", "auto", rf" step1.up.w: .*({NUMBERS})"),
     "replicated_gradients_counted_tp_times": ("megatron", "gelu_erf", "manual", rf" step1.norm: .*({NUMBERS})"),
-    "gradients_not_synced_over_dp": ("dp", "gpt", "manual", rf" inner.mlp.up.w.grad: .*({NUMBERS})"),
+    "gradients_not_synced_over_dp": ("dp", "gpt", "manual", rf" (step1.)?inner.mlp.up.w(.grad)?: .*({NUMBERS})"),
     "decay_of_the_framework": ("megatron", "gelu_erf", "typed", rf" step1.down.w: .*({NUMBERS})"),
 }
 LAYERS = ("linear", "mlp", "hybrid.block")
 IN_TRAINING = ("weights_never_move", "replicated_gradients_counted_tp_times", "decay_of_the_framework")
 # The faults that must be seen as well where rounding is coarser.
 ALSO_FLOAT32 = ("missing_all_reduce", "bias_added_tp_times", "swapped_shards", "gelu_tanh_for_erf", *IN_TRAINING)
+IN_BOTH = ("gradients_not_synced_over_dp",)  # in a step and in training
 
 
 def case_of(fault: str, numerics: str, seed: int):
@@ -64,7 +65,7 @@ CASES = [
     (fault, f"train-{numerics}" if fault in IN_TRAINING else numerics, seed)
     for seed, fault in FAULTS.items()
     for numerics in (("float64", "float32") if fault in ALSO_FLOAT32 else ("float64",))
-]
+] + [(fault, "train-float64", seed) for seed, fault in FAULTS.items() if fault in IN_BOTH]
 
 
 @pytest.fixture(scope="module")
