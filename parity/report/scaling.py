@@ -19,18 +19,18 @@ def print_curves(console: Console, curves: Sequence[Any], dims: Mapping[str, int
     sizes = ", ".join(f"{name}={size:,}" for name, size in dims.items())
     title = (
         f"MiB received a GPU; y = (x w_1) w_2 forward and backward, bfloat16\n{sizes}; slope: of log MiB over log p,\n"
-        "last: between the last two, sum: the same of all GPUs together"
+        "last: between the last two; of what all GPUs receive together it is 1 more"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     table.add_column("plan", no_wrap=True)
     for p in curves[0].gpus:
         table.add_column(f"p={p}", justify="right", no_wrap=True)
-    for heading in ("slope", "last", "sum", "traced"):
+    for heading in ("slope", "last", "traced"):
         table.add_column(heading, justify="right", no_wrap=True)
     for curve in curves:
         mib = [float(value) / 2**20 for value in curve.closed]
         cells = [f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" for value in mib]
-        slopes = [f"{slope:+.2f}" for slope in (curve.slope(), curve.slope(2), curve.slope(2) + 1)]
+        slopes = [f"{slope:+.2f}" for slope in (curve.slope(), curve.slope(2))]
         table.add_row(curve.plan, *cells, *slopes, "[red]differs[/]" if curve.differs else "equal")
     console.print(table)
     for line in [line for curve in curves for line in curve.differs]:
