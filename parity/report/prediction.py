@@ -38,7 +38,7 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
         return
     print_abreast(
         console,
-        "Collectives of one GPU, as if nothing ran beside them (~ overlapped)",
+        "Collectives of one GPU; times predicted, as if nothing ran beside them (~ overlapped)",
         ledger_table,
         steps,
     )

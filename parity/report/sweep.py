@@ -25,7 +25,7 @@ STYLE = {"recommended": "bold green", "possible": "", "avoid": "yellow", "imposs
 def print_sweep(console: Console, choices: Sequence[Choice], title: str) -> None:
     """A row a choice, and under the table why each got its verdict."""
     found = verdicts(choices)
-    console.print(f"[bold]{escape(title)}[/]", highlight=False)
+    console.print(f"[bold]{escape(title)}, predicted[/]", highlight=False)
     console.print(sweep_table(choices, found), highlight=False)
     for choice, verdict in zip(choices, found, strict=True):
         line = Text(f"{verdict.word:11s} ", style=STYLE[verdict.word])
@@ -81,7 +81,7 @@ def print_crossover(console: Console, rows: Iterable[Sent], tokens: int) -> None
     """A row a number of GPUs, what each plan sends and how long it takes; then from where on 2D wins."""
     rows = list(rows)
     title = f"A block, forward and backward, {tokens:,} tokens on p GPUs of one tensor-parallel group:"
-    console.print(f"\n[bold]{title} sent by a GPU, time of its collectives (closed formulas)[/]", highlight=False)
+    console.print(f"\n[bold]{title} sent by a GPU, predicted time (closed formulas)[/]", highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("p", justify="right")
     for plan in (*ONE_D, *GRIDS):
@@ -109,7 +109,9 @@ def sentences(rows: Sequence[Sent]) -> list[str]:
         refused = {row.gpus: row.refused for row in rows if row.plan == plan and row.refused}
         if refused:
             least = min(refused)
-            found.append(f"{name} is not possible from {least:,} GPUs on ({refused[least]}): it is what it would send")
+            found.append(
+                f"{name} is not possible from {least:,} GPUs on ({refused[least]}); its figures are what it would send"
+            )
     return found
 
 
