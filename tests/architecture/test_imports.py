@@ -28,7 +28,11 @@ ROOMS = {
     "parity/checkpoint_format.py": all_but("contract", "checkpoint_format"),
     "parity/checkpoint_seal.py": all_but("contract", "checkpoint_format", "checkpoint_seal"),
     "parity/report": ("parity.launch", "parity.run", "parity.cli", "parity.compare"),
-    "parity/cost": ("parity.hlo", "parity.compare", "parity.launch", "parity.run", "parity.rundir", "parity.cli"),
+    "parity/cost": (
+        *("parity.hlo", "parity.compare", "parity.launch", "parity.run", "parity.rundir", "parity.cli"),
+        *("parity.steps", "parity.predict"),
+    ),
+    "parity/predict": ("parity.launch", "parity.run", "parity.report", "parity.cli"),
     "parity/check.py": ("parity.compare", "parity.launch", "parity.run", "parity.report", "parity.cli"),
     "parity/compare.py": ("parity.launch", "parity.run", "parity.report", "parity.cli"),
     "parity/launch.py": ("parity.compare", "parity.check", "parity.report", "parity.cli"),
