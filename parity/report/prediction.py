@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import chain
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from parity.cost import Estimate, Group
+from parity.cost import Group
 from parity.cost.memory import RESERVED_BYTES
-from parity.cost.step import HOST_BOUND_BELOW_S, WORK, link_of
+from parity.cost.step import link_of
 from parity.predict import FrameworkStep, LedgerRow, Prediction, Question, mesh_text
-from parity.predict.prediction import NOT_COUNTED, utilization
+from parity.predict.prediction import NOT_COUNTED
+from parity.report.quantities import size_text
+from parity.report.step_time import PASSES, print_rates, time_table
+from parity.report.tables import figures, plain_table
 from parity.report.terminal import duration
 
 BARS_FROM_WIDTH = 140  # columns; narrower terminals show no bars
 UNBOUNDED = 1000  # columns: more than any table here takes
-BAR_WIDTH = 24
 SHORT = {"float32": "f32", "float64": "f64"}  # bfloat16 goes without saying
-PASSES = ("forward", "backward", "optimizer", "step")
 
 
 def print_prediction(console: Console, prediction: Prediction) -> None:
@@ -93,22 +92,9 @@ def heading(question: Question) -> Text:
     return text
 
 
-def _table(*columns: str) -> Table:
-    """With these columns on the left; those that follow hold figures."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    return table
-
-
-def _figures(table: Table, *columns: str) -> None:
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-
-
 def axes_table(question: Question) -> Table:
     """Where the groups of each axis lie."""
-    table = _table("axis", "GPUs", "link")
+    table = plain_table("axis", "GPUs", "link")
     table.add_column("a group of it lies")
     for axis in question.mesh:
         group = Group.of_axis(question.mesh, axis, question.machine.gpus_per_node)
@@ -128,9 +114,9 @@ def place(group: Group) -> str:
 
 def ledger_table(steps: dict[str, FrameworkStep]) -> Table:
     """By pass, kind, axis and dtype: bytes on the wire, calls and time, each framework's."""
-    table = _table("pass", "kind", "axis", "link")
+    table = plain_table("pass", "kind", "axis", "link")
     for framework in steps:
-        _figures(table, f"{framework}\nsent", "\ncalls", "\ntime")
+        figures(table, f"{framework}\nsent", "\ncalls", "\ntime")
     ledgers = {name: {row.key: row for row in step.ledger()} for name, step in steps.items()}
     keys = dict.fromkeys(key for ledger in ledgers.values() for key in ledger)
     for index, pass_ in enumerate(PASSES):
@@ -161,8 +147,8 @@ def _ledger_cells(row: LedgerRow | None) -> tuple[str, str, str]:
 
 def memory_table(steps: dict[str, FrameworkStep]) -> Table:
     """By what it holds, at the peak; and whether that fits."""
-    table = _table("")
-    _figures(table, *steps)
+    table = plain_table("")
+    figures(table, *steps)
     held = [step.trace.memory for step in steps.values()]
     for part in ("parameters", "gradients", "optimizer", "activations", "temporaries"):
         table.add_row(part, *("-" if one is None else size_text(getattr(one, part)) for one in held))
@@ -180,85 +166,6 @@ def fit_text(step: FrameworkStep) -> Text:
     if step.fit.fits:
         return Text(f"yes, {size_text(step.fit.spare_bytes)} spare", style="green")
     return Text(f"no, {size_text(-step.fit.spare_bytes)} too much", style="red")
-
-
-def time_table(steps: dict[str, FrameworkStep], with_bars: bool) -> Table:
-    """The parts that add up to the step, each with its 90 % interval; hidden time beside them."""
-    table = _table("pass", "part")
-    unit, factor = _unit(max(step.cost.step.seconds for step in steps.values() if step.cost is not None))
-    for name in steps:
-        _figures(table, f"{name}\n{unit}", "90 %\ninterval", "\nhidden")
-        if with_bars:
-            table.add_column("", no_wrap=True, width=BAR_WIDTH)
-    costs = [step.cost for step in steps.values() if step.cost is not None]
-    parts = [{(part.pass_, part.name): part for part in cost.parts} for cost in costs]
-    keys = dict.fromkeys(key for own in parts for key in own)
-    longest = max(part.time.seconds for own in parts for part in own.values())
-
-    def cells(time: Estimate, hidden_s: float, share: float) -> list[str]:
-        best, low, high, hidden = (_digits(one / factor) for one in (time.seconds, time.low_s, time.high_s, hidden_s))
-        figures = [best, f"{low} to {high}", hidden if hidden_s > 0 else ""]
-        return [*figures, bar(share)] if with_bars else figures
-
-    nothing = ["-", "", "", ""] if with_bars else ["-", "", ""]
-    for pass_ in PASSES:
-        names = sorted((name for own_pass, name in keys if own_pass == pass_), key=_part_order)
-        for name in names:
-            found = [own.get((pass_, name)) for own in parts]
-            row = [
-                nothing if part is None else cells(part.time, part.hidden_s, part.time.seconds / longest)
-                for part in found
-            ]
-            table.add_row(pass_ if name == names[0] else "", name, *chain(*row))
-        if names:
-            table.add_section()
-    table.add_row("all", "", *chain(*(cells(cost.step, 0.0, 0.0) for cost in costs)), style="bold")
-    return table
-
-
-def _part_order(name: str) -> tuple[int, str]:
-    """Work, collectives by axis, what overlap costs."""
-    return (0 if name in WORK.values() else 1 if "collectives" in name else 2), name
-
-
-def print_rates(console: Console, question: Question, steps: dict[str, FrameworkStep]) -> None:
-    """What a step's time comes to."""
-    for name, step in steps.items():
-        if step.cost is not None:
-            rate = question.tokens / step.cost.step.seconds / question.num_gpus
-            console.print(
-                f"{name}: {duration(step.cost.step.seconds)} a step, {rate:,.0f} tokens/s a GPU, "
-                f"{utilization(question, step.cost):.0%} of the GPU's peak in {question.dtype}",
-                highlight=False,
-            )
-            if step.cost.mean_kernel_s < HOST_BOUND_BELOW_S:
-                mean = duration(step.cost.mean_kernel_s)
-                warning = f"{name}: kernels take {mean} on average; a host that launches them one by one may be slower"
-                console.print(f"[yellow]{warning}[/]", highlight=False)
-
-
-def bar(share: float) -> str:
-    """A bar of at most BAR_WIDTH columns, to an eighth of one."""
-    whole, eighths = divmod(round(share * BAR_WIDTH * 8), 8)
-    return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
-
-
-def _unit(seconds: float) -> tuple[str, float]:
-    """For a whole table: so that its largest figure has a few digits before the point."""
-    return ("s", 1.0) if seconds >= 100 else ("ms", 1e-3) if seconds >= 0.01 else ("us", 1e-6)
-
-
-def _digits(value: float) -> str:
-    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{decimals}f}"
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes in powers of ten, three digits: 8.72 GB."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= factor:
-            return f"{_digits(num_bytes / factor)} {unit}"
-    return f"{num_bytes:.0f} B"
 
 
 def print_notes(console: Console, steps: dict[str, FrameworkStep]) -> None:

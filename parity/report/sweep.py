@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,7 +15,9 @@ from parity.predict.advise import Advice
 from parity.predict.crossover import GRIDS, ONE_D, Sent, first_win
 from parity.predict.prediction import FrameworkStep
 from parity.predict.sweep import Choice, Verdict, activation_bytes, all_reduce_of, tensor_link, verdicts
-from parity.report.prediction import print_skipped, size_text
+from parity.report.prediction import print_skipped
+from parity.report.quantities import size_text
+from parity.report.tables import plain_table
 from parity.report.terminal import duration
 
 STYLE = {"recommended": "bold green", "possible": "", "avoid": "yellow", "impossible": "dim", "unknown": "dim"}
@@ -36,7 +37,7 @@ def print_sweep(console: Console, choices: Sequence[Choice], title: str) -> None
 
 def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
     """Mesh, link and cost of one all-reduce of the activations; memory and step time of each framework."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     has_names = any(choice.name not in mesh_text(choice.question.mesh) for choice in choices)
     if has_names:
         table.add_column("plan", no_wrap=True)
@@ -82,7 +83,7 @@ def print_crossover(console: Console, rows: Iterable[Sent], tokens: int) -> None
     rows = list(rows)
     title = f"A block, forward and backward, {tokens:,} tokens on p GPUs of one tensor-parallel group:"
     console.print(f"\n[bold]{title} sent by a GPU, predicted time (closed formulas)[/]", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     table.add_column("p", justify="right")
     for plan in (*ONE_D, *GRIDS):
         table.add_column(plan if plan in ONE_D else f"2D {plan}", justify="right", no_wrap=True)
@@ -117,7 +118,7 @@ def sentences(rows: Sequence[Sent]) -> list[str]:
 
 def print_advice(console: Console, advice: Advice) -> None:
     """The three conditions with their figures, then the answer."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     table.add_column("condition", no_wrap=True)
     table.add_column("holds", no_wrap=True)
     table.add_column("figures")
