@@ -20,7 +20,7 @@ from parity.report.step_time import PASSES, print_rates, time_table
 from parity.report.tables import figures, plain_table
 from parity.report.terminal import duration
 
-BARS_FROM_WIDTH = 140  # columns; narrower terminals show no bars
+BARS_FROM_WIDTH = 160  # columns; narrower terminals show no bars
 UNBOUNDED = 1000  # columns: more than any table here takes
 SHORT = {"float32": "f32", "float64": "f64"}  # bfloat16 goes without saying
 
