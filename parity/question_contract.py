@@ -80,7 +80,7 @@ class Answer:
     case: str
     collectives: tuple[Collective, ...] = ()  # as dispatched (torch)
     hlo: str | None = None  # file name under <framework>/hlo/: compiled for A100s (jax)
-    on_cpu: tuple[Collective, ...] = ()  # as a CPU mesh would dispatch them, where that differs (torch)
+    on_cpu: tuple[Collective, ...] = ()  # the same choices as a CPU mesh carries them out, where it differs (torch)
     output: Letters = ()  # the layout of the result
     temporary_bytes: int | None = None  # the peak of what is held beside operands and results
     refused: str = ""  # why the framework does not take the question, in one line

@@ -12,7 +12,8 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, _mesh_resources, init_device_mesh
+from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -26,6 +27,8 @@ LOCAL_RANK_VARIABLES = (
     "MPI_LOCALRANKID",
     "SLURM_LOCALID",
 )
+
+GPUS_PER_NODE = 4  # Derecho, Perlmutter, Polaris
 
 
 def read_rank(names: tuple[str, ...], default: int) -> int:
@@ -60,8 +63,9 @@ def leave() -> None:
 def fake_group(num_devices: int) -> Iterator[None]:
     """Be rank 0 of so many devices that are not there: collectives send nothing, tensors have shapes but no values.
 
-    What is dispatched inside is what each real rank would dispatch; meshes are made by `make_mesh(axes, "cpu")`. Only
-    where this process has joined no group.
+    What is dispatched inside is what each real rank would dispatch; meshes are made by `make_mesh(axes, "cpu")`.
+    DTensor chooses as on nodes of GPUS_PER_NODE: its costs would take each CPU for a node of its own.
+    Only where this process has joined no group.
     Source: torch/testing/_internal/distributed/fake_pg.py, torch/_subclasses/fake_tensor.py
     """
     dist.init_process_group("fake", rank=0, world_size=num_devices, store=FakeStore())
@@ -75,14 +79,17 @@ def fake_group(num_devices: int) -> Iterator[None]:
         with unset_fake_temporarily():  # it reads the offsets off an index tensor
             return size_and_offset(*args, **kwargs)
 
+    MeshTopoInfo.build_from_mesh.cache_clear()
     try:
         with (
             FakeTensorMode(),
+            patch.object(_mesh_resources, "num_devices_per_host", lambda _: GPUS_PER_NODE),
             patch.object(DeviceMesh, "__init__", of_real_ranks),
             patch.object(_StridedShard, "local_shard_size_and_offset", from_values),
         ):
             yield
     finally:
+        MeshTopoInfo.build_from_mesh.cache_clear()
         _make_mesh.cache_clear()
         dist.destroy_process_group()
 

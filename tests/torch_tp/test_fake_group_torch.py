@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch.distributed as dist
+from torch.distributed.tensor._collective_utils import MeshTopoInfo
 
 from torch_tp.grid import matmul
 from torch_tp.layouts import place
@@ -35,3 +36,12 @@ def test_fake_group_is_left_when_something_raises_inside():
         raise RuntimeError("of ours")
     assert not dist.is_initialized()
     assert all_gathers(4, {"x": 2, "y": 2})  # and its meshes are not taken for those of the next
+
+
+def test_dtensor_takes_the_inner_axis_for_one_inside_a_node():
+    with fake_group(16):
+        outer, inner = MeshTopoInfo.build_from_mesh(make_mesh({"x": 4, "y": 4}, "cpu")).mesh_dim_bandwidth
+    assert inner > outer
+    with fake_group(4):
+        outer, inner = MeshTopoInfo.build_from_mesh(make_mesh({"x": 2, "y": 2}, "cpu")).mesh_dim_bandwidth
+    assert inner == outer
