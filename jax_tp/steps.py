@@ -50,6 +50,8 @@ def trace_step(order: StepOrder) -> tuple[StepTrace, str]:
     dtype = jnp.dtype(request.dtype)
     state = {prefix + name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in stacked(order.params).items()}
     module = layer.build(mesh, request.style, plan, state, **request.options)
+    if request.recompute:
+        checkpoint_blocks(module)
     batch = place_batch(empty_batch(order, dtype), mesh, plan)
     compiled, memory = run(module, mesh, batch, request.optimizer)
     seconds = time.monotonic() - begin_s
@@ -67,6 +69,12 @@ def layer_of(request: StepRequest, is_mean: bool) -> tuple[ModuleType | hybrid.H
         return layer, layer.PLANS[request.plan], ""
     beside = hybrid.over(layer, request.plan, is_mean)
     return beside, beside.PLANS[axis], "inner."
+
+
+def checkpoint_blocks(module: nnx.Module) -> None:
+    """Let every block keep its input only, and run forward again in the backward pass."""
+    for block in getattr(module, "inner", module).blocks:
+        block.keeps_inputs_only = True
 
 
 def stacked(params: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

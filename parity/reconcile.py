@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from parity.cases import block
 from parity.cases.family import Family
-from parity.cases.hybrid import beside
+from parity.cases.hybrid import beside, of_part
 from parity.cases.notation import Expected
 from parity.cases.training import training_collectives
 from parity.contract import PASSES, Collective
@@ -114,12 +115,27 @@ def step_formula(request: StepRequest, is_compiled: bool = False) -> list[Collec
     formulas = [formula for formula in family.collectives if formula.param in ("", *variant.params)]
     formulas = [formula for formula in formulas if not (is_compiled and formula.torch_only)]
     layouts = [family.tensors[name] for name in (stacked(variant.params) if is_compiled else variant.params)]
+    if request.recompute:
+        formulas += recomputed(request)
     steps = training_collectives(formulas, layouts, {"num_microbatches": 1}, request.mesh)
     if not request.optimizer:
         steps = [formula for formula in steps if formula.pass_ != "optimizer"]
     sizes = {**request.dims, **request.mesh}
     numbers = [on_mesh(formula, request).collective(sizes, request.dtype) for formula in steps]
     return [entry for entry in numbers if entry.axis]
+
+
+def recomputed(request: StepRequest) -> list[Expected]:
+    """What the blocks send again in the backward pass: as forward, but for the last sum, which nobody reads."""
+    forward = [formula for formula in block.family(block.FAMILIES, request.plan).collectives if is_of_block(formula)]
+    axis = next((axis for axis in request.mesh if axis in DATA_AXES), None)
+    again = [replace(formula, pass_="backward") for formula in forward[:-1]] * request.dims["L"]
+    return [of_part(formula, axis) for formula in again] if axis else again
+
+
+def is_of_block(formula: Expected) -> bool:
+    """Whether it is of the forward pass, and not of the loss that a case puts behind its layer."""
+    return formula.pass_ == "forward" and not formula.of_loss
 
 
 def family_in_mesh(request: StepRequest) -> Family:

@@ -29,6 +29,7 @@ class StepRequest:
     options: dict[str, Any]  # those of the layer's `build`
     dtype: str = "bfloat16"
     optimizer: bool = True  # whether the step ends with AdamW
+    recompute: bool = False  # whether each block keeps its input only, and runs forward again in the backward pass
     gpus_per_node: int = 4
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import ModuleType
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
+from torch.utils.checkpoint import checkpoint
 
 from parity.step_contract import Memory, Operation, StepOrder, StepRequest, StepTrace, TracedCollective
 from torch_tp import hybrid
@@ -49,6 +51,8 @@ def trace_step(order: StepOrder) -> StepTrace:
         state = {prefix + name: torch.empty(shape, dtype=dtype) for name, shape in order.params.items()}
         module = layer.build(mesh, request.style, plan, state, **request.options)
         del state
+        if request.recompute:
+            checkpoint_blocks(module)
         batch = place_batch(empty_batch(order, dtype), mesh, plan)
         record, memory = run(module, mesh, batch, request.optimizer)
         return StepTrace(
@@ -89,6 +93,12 @@ def layer_of(request: StepRequest, is_mean: bool) -> tuple[ModuleType | hybrid.H
         return layer, layer.PLANS[request.plan], ""
     beside = hybrid.over(layer, request.plan, is_mean)
     return beside, beside.PLANS[axis], "inner."
+
+
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Let every block keep its input only, and run forward again in the backward pass."""
+    for block in getattr(module, "inner", module).blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def empty_batch(order: StepOrder, dtype: torch.dtype) -> State:

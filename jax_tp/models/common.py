@@ -68,16 +68,26 @@ class Loop(nnx.Module):
         self.block = block
         self.gather: Callable[[nnx.State], nnx.State] = unchanged  # hybrid.py: makes a block's parameters whole
         self.policy: Callable[..., bool] | None = None  # of `jax.checkpoint`: what is kept for backward
+        self.keeps_inputs_only = False  # in place of a policy, which one around the loop would overrule
 
     def __call__(self, h_BSD: jax.Array) -> jax.Array:
         graph, stacked = nnx.split(self.block)
 
-        def step(h_BSD: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, self.gather(params))(h_BSD), None
+        def run(h_BSD: jax.Array, params: nnx.State) -> jax.Array:
+            return nnx.merge(graph, self.gather(params))(h_BSD)
 
-        if self.policy is not None:
-            step = jax.checkpoint(step, policy=self.policy, prevent_cse=False)  # the loop is barrier enough
-        return lax.scan(step, h_BSD, stacked)[0]
+        if self.keeps_inputs_only:
+            run = recomputed(run)
+        elif self.policy is not None:
+            run = jax.checkpoint(run, policy=self.policy, prevent_cse=False)  # the loop is barrier enough
+        return lax.scan(lambda h_BSD, params: (run(h_BSD, params), None), h_BSD, stacked)[0]
+
+
+def recomputed(run: Callable[[jax.Array, nnx.State], jax.Array]) -> Callable[[jax.Array, nnx.State], jax.Array]:
+    """The same function, of which backward keeps the arguments only, and runs it again."""
+    again = jax.custom_vjp(run)
+    again.defvjp(lambda *kept: (run(*kept), kept), lambda kept, grad: jax.vjp(run, *kept)[1](grad))
+    return again
 
 
 def unchanged(params: nnx.State) -> nnx.State:

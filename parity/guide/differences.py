@@ -139,6 +139,7 @@ DIFFERENCES = (
     Difference("train.py", "leaves_of", "", "inputs, constants", GRADIENTS),
     Difference("models/common.py", "of_one_block", "", "array", LOOP),
     Difference("models/common.py", "Loop", "", "mesh, block, stacked", LOOP),
+    Difference("models/common.py", "recomputed", "", "run", LOOP),
     Difference("models/common.py", "unchanged", "", "params", LOOP),
     Difference("trace.py", "source_line", "()", "", OBSERVED),
     Difference(

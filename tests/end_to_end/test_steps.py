@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ FSDP, TP = 2, 2
 
 
 def request(id_="tiny", **changes):
-    given = {"style": "manual", "mesh": {"fsdp": FSDP, "tp": TP}, "dims": DIMS, **changes}
-    return StepRequest(id_, PRESET.layer, "megatron", options=dict(PRESET.options), **given)
+    given = {"plan": "megatron", "style": "manual", "mesh": {"fsdp": FSDP, "tp": TP}, "dims": DIMS, **changes}
+    return StepRequest(id_, PRESET.layer, options=dict(PRESET.options), **given)
 
 
 def total(trace, **wanted):
@@ -33,9 +34,17 @@ def total(trace, **wanted):
     )
 
 
+RECOMPUTED = request("again", plan="sequence_parallel", recompute=True)
+
+
 @pytest.fixture(scope="module")
-def traces():
-    return {name: one for name, (one,) in trace_steps([request()], WORKERS).items()}
+def both():
+    return trace_steps([request(), RECOMPUTED], WORKERS)
+
+
+@pytest.fixture(scope="module")
+def traces(both):
+    return {name: plain for name, (plain, _) in both.items()}
 
 
 @pytest.mark.parametrize("framework", WORKERS)
@@ -75,6 +84,22 @@ def test_both_multiply_what_the_model_has(traces):
         assert done == {"forward": forward, "backward": 2 * forward, "optimizer": 0}, framework
         moved = {one.pass_ for one in trace.operations if one.kind == "memory" and one.moved_bytes}
         assert moved == {"forward", "backward", "optimizer"}, framework
+
+
+@pytest.mark.parametrize("framework", WORKERS)
+def test_recomputed_blocks_run_and_send_again_what_backward_reads_and_keep_their_inputs(framework, both):
+    plain, again = both[framework]
+    assert reconcile(RECOMPUTED, again).unexplained_bytes == 0
+    assert reconcile(replace(RECOMPUTED, recompute=False), again).unexplained_bytes > 0
+    inputs = DIMS["L"] * DIMS["B"] // FSDP * DIMS["S"] // TP * DIMS["D"] * 2
+    assert 0 < again.memory.activations <= 2 * inputs < plain.memory.activations
+    forward, more = (
+        sum(one.flops * one.count * sign for trace, sign in signs for one in trace.operations if one.pass_ == pass_)
+        for pass_, signs in (("forward", [(plain, 1)]), ("backward", [(again, 1), (plain, -1)]))
+    )
+    head = 2 * DIMS["B"] * DIMS["S"] * DIMS["D"] * DIMS["V"] // (FSDP * TP)
+    down = 2 * DIMS["B"] * DIMS["S"] * DIMS["D"] * DIMS["F"] // (FSDP * TP) * DIMS["L"]  # nobody reads its product
+    assert more == forward - head - down
 
 
 @pytest.mark.parametrize("framework", WORKERS)
