@@ -127,7 +127,8 @@ def step_formula(request: StepRequest, is_compiled: bool = False) -> list[Collec
 
 def recomputed(request: StepRequest) -> list[Expected]:
     """What the blocks send again in the backward pass: as forward, but for the last sum, which nobody reads."""
-    forward = [formula for formula in block.family(block.FAMILIES, request.plan).collectives if is_of_block(formula)]
+    plan = "sequence_parallel" if request.plan == "sequence_parallel" else "megatron"  # a ViT names its task
+    forward = [formula for formula in block.family(block.FAMILIES, plan).collectives if is_of_block(formula)]
     axis = next((axis for axis in request.mesh if axis in DATA_AXES), None)
     again = [replace(formula, pass_="backward") for formula in forward[:-1]] * request.dims["L"]
     return [of_part(formula, axis) for formula in again] if axis else again

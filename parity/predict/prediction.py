@@ -9,7 +9,6 @@ from typing import Any
 from parity.cost import Estimate, Group, total
 from parity.cost.memory import RESERVED_BYTES, Fit, fit_of
 from parity.cost.step import CollectiveCost, StepCost, link_of, step_cost
-from parity.predict.recompute import checkpointed
 from parity.predict.request import Question
 from parity.reconcile import Reconciliation, reconcile
 from parity.step_contract import StepTrace
@@ -159,7 +158,5 @@ def _step(question: Question, trace: StepTrace) -> FrameworkStep:
     if trace.skipped:
         return FrameworkStep(trace)
     reconciliation = reconcile(question.request(), trace)
-    if question.is_checkpointed:
-        trace = checkpointed(question, trace)
     held = None if trace.memory is None else fit_of(question.machine, trace.memory)
     return FrameworkStep(trace, step_cost(question.machine, question.mesh, trace), held, reconciliation)

@@ -88,7 +88,8 @@ class Question:
 
     @property
     def id(self) -> str:
-        return f"{self.preset.name}/{self.plan}/{self.style}/{mesh_text(self.mesh)}/B{self.batch}_S{self.seq}"
+        words = [self.preset.name, self.plan, self.style, mesh_text(self.mesh), f"B{self.batch}_S{self.seq}"]
+        return "/".join([*words, "checkpointed"] if self.is_checkpointed else words)
 
     def request(self) -> StepRequest:
         """For the frameworks. Raises RequestError, CostError."""
@@ -104,6 +105,7 @@ class Question:
             dims=dims,
             options=options,
             dtype=self.dtype,
+            recompute=self.is_checkpointed,
             gpus_per_node=self.machine.gpus_per_node,
         )
 
