@@ -1,4 +1,4 @@
-"""Data parallelism beside tensor parallelism: any layer or model on a mesh (dp | fsdp) x tp.
+"""Data parallelism beside tensor parallelism: any layer or model on a mesh (dp | fsdp) x tp, or dp x (x, y).
 
     x_shard = x[own part of the batch]          y_shard = inner(x_shard)         dw = sum over the axis of inner's dw
 
@@ -13,6 +13,9 @@
                          a parameter
 
 Tensor parallelism is for the fast links: its axis is the last one of the mesh, whose devices are neighbours.
+Beside a grid (grid/) the batch is cut over dp, and each part of it over x: x a device [B/dp/X, ...], and N is the
+block that a device has of a parameter, 1/(X Y) or 1/Y of it.
+
 A model's y is a mean over the labels that count. Each part of the batch has its own number of these, so y is the mean
 of the parts' means weighted by it: two all-reduces of a scalar more. A part without any has no mean: it makes y NaN.
 
@@ -72,7 +75,9 @@ def on_batch(plan: Plan, axis: str) -> Plan:
     """A layer's plan over tp as one over (axis, tp): the axis shards the first dim, the batch, of every activation."""
 
     def shared(spec: P) -> P:
-        return P(axis, *spec[1:]) if spec else spec
+        if not spec:
+            return spec
+        return P((axis, spec[0]) if spec[0] else axis, *spec[1:])  # on a grid the batch is cut already: within the part
 
     return replace(
         plan,
@@ -102,7 +107,7 @@ class Hybrid:
             self.layer.check_inputs(inputs, **options)
 
     def build(self, mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
-        """The layer, auto or manual, on the axis tp, shared out over the other one; `state`: that of "inner".
+        """The layer, auto or manual, on tp or on x and y, shared out over the other axis; `state`: that of "inner".
 
         Raises ValueError as the layer's `build` does, and for a parameter that the axis does not divide.
         """
@@ -184,6 +189,10 @@ class ManualDataParallel(DataParallel):
         if not self.is_mean:
             return y
         count = (labels != IGNORED).sum(dtype=y.dtype)
+        batch = self.plan.inputs["labels"][0]
+        for name in batch if isinstance(batch, tuple) else ():
+            if name != self.axis:  # a part of the batch is cut further: grid/
+                count = reduce_from_tp(count, name)
         return reduce_from_tp(y * (count / reduce_from_tp(count, self.axis)), self.axis)
 
     def map_parts(self, forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -53,6 +53,8 @@ LAYERS = {
     "cross_entropy": cross_entropy,
     "tied": tied,
     "hybrid.block": hybrid.over(block, "megatron"),
+    "hybrid.grid.block": hybrid.over(grid_block, "summa"),
+    "hybrid.grid.models.gpt": hybrid.over(grid_gpt, "summa", is_mean=True),
     "hybrid.models.gpt": hybrid.over(gpt, "megatron", is_mean=True),
     "hybrid.models.llama": hybrid.over(llama, "megatron", is_mean=True),
     "models.bert": bert,

@@ -1,4 +1,4 @@
-"""Data parallelism beside tensor parallelism: any layer or model on a mesh (dp | fsdp) x tp.
+"""Data parallelism beside tensor parallelism: any layer or model on a mesh (dp | fsdp) x tp, or dp x (x, y).
 
     x_shard = x[own part of the batch]          y_shard = inner(x_shard)         dw = sum over the axis of inner's dw
 
@@ -13,6 +13,9 @@
                          a parameter
 
 Tensor parallelism is for the fast links: its axis is the last one of the mesh, whose devices are neighbours.
+Beside a grid (grid/) the batch is cut over dp, and each part of it over x: x a device [B/dp/X, ...], and N is the
+block that a device has of a parameter, 1/(X Y) or 1/Y of it.
+
 A model's y is a mean over the labels that count. Each part of the batch has its own number of these, so y is the mean
 of the parts' means weighted by it: two all-reduces of a scalar more. A part without any has no mean: it makes y NaN.
 
@@ -78,12 +81,12 @@ class Hybrid:
     def build(
         self, mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], **options: Any
     ) -> nn.Module:
-        """The layer in the given style on the axis tp, shared out over the other one; `state`: that of "inner".
+        """The layer in the given style on tp or on x and y, shared out over the other axis; `state`: that of "inner".
 
         Raises ValueError as the layer's `build` does, and for a parameter that the axis does not divide.
         """
         axis = next(name for name in mesh.mesh_dim_names or () if name in AXES)
-        inner = self.layer.build(mesh["tp"], style, plan.children["inner"], child(state, "inner"), **options)
+        inner = self.layer.build(inner_mesh(mesh), style, plan.children["inner"], child(state, "inner"), **options)
         return DataParallel(mesh, axis, inner, self.is_mean)
 
 
@@ -108,19 +111,27 @@ class DataParallel(nn.Module):
         self.inner = inner
 
     def forward(self, *inputs: DTensor) -> DTensor:
-        tp = self.mesh["tp"]
-        parts = [DTensor.from_local(x.to_local(), tp, x.placements[1:], run_check=False) for x in inputs]
+        inner = inner_mesh(self.mesh)
+        parts = [DTensor.from_local(x.to_local(), inner, x.placements[1:], run_check=False) for x in inputs]
         y = self.inner(*parts)
         shard = y.to_local()
         if self.is_mean:
-            shard = self.mean_of_means(shard, parts[-1].to_local())
+            shard = self.mean_of_means(shard, parts[-1])
         return DTensor.from_local(shard, self.mesh, on_batch(y.placements, not self.is_mean), run_check=False)
 
-    def mean_of_means(self, mean: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def mean_of_means(self, mean: torch.Tensor, labels: DTensor) -> torch.Tensor:
         """The mean over the whole batch, of the own part's mean: [] -> []."""
         axis = self.mesh[self.axis]
-        count = (labels != IGNORED).sum().to(mean.dtype)
+        count = (labels.to_local() != IGNORED).sum().to(mean.dtype)
+        for name, placement in zip(labels.device_mesh.mesh_dim_names or (), labels.placements, strict=True):
+            if placement.is_shard():  # a part of the batch is cut further: grid/
+                count = reduce_from_tp(count, self.mesh[name])
         return reduce_from_tp(mean * (count / reduce_from_tp(count, axis)), axis)
+
+
+def inner_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The axes of tensor parallelism: tp, or x and y."""
+    return mesh[tuple(name for name in mesh.mesh_dim_names or () if name not in AXES)]
 
 
 def check_divisible(inner: nn.Module, axis: str, size: int) -> None:

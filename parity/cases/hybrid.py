@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from parity.cases import block, models
+from parity.cases import block, grid_block, grid_models, models
 from parity.cases.family import TRAINING, Family, Variant
 from parity.cases.notation import Dim, Expected, parse_layout
 
@@ -37,15 +37,17 @@ def cut(name: str, layout: str, axis: str) -> str:
 
 
 def on_batch(layout: str, axis: str) -> str:
-    """The layout of an input or output with its first dim, the batch, over the axis."""
+    """The layout of an input or output with its first dim, the batch, over the axis; what cuts it further, within."""
     first, _, rest = layout.partition(" ")
-    return f"{first}@{axis} {rest}".strip() if first else ""
+    letter, _, within = first.partition("@")
+    axes = f"{axis}+{within}" if within else axis
+    return f"{letter}@{axes} {rest}".strip() if first else ""
 
 
 def elements(layout: tuple[Dim, ...]) -> str:
-    """The formula of the elements of a tp shard."""
+    """The formula of the elements of a tp shard, or of a block on a grid."""
     product = "*".join(dim.letter for dim in layout)
-    return f"{product}//tp" if any(dim.axes for dim in layout) else product
+    return "//".join([product, *(axis for dim in layout for axis in dim.axes)])
 
 
 def is_read_backward(name: str) -> bool:
@@ -94,12 +96,17 @@ def of_part(formula: Expected, axis: str) -> Expected:
 
 def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
     """The family of a layer beside data parallelism over this axis, with some of its variants."""
+    on_grid = inner.layer.startswith("grid.")
     params = {f"inner.{name}": layout for name, layout in inner.tensors.items() if name not in INPUTS}
     tensors = {name: on_batch(inner.tensors[name], axis) for name in INPUTS if name in inner.tensors}
     loss: tuple[Expected, ...] = ()
+    own = [one for one in inner.collectives if not one.of_loss]
     if tensors["y"]:
-        loss = (Expected("all_reduce", axis, "forward", "1", "the loss sums over the batch", of_loss=True),)
+        axes = f"{axis}+x+y" if on_grid else axis
+        loss = (Expected("all_reduce", axes, "forward", "1", "the loss sums over the batch", of_loss=True),)
     else:
+        if on_grid:
+            loss += (Expected("all_reduce", "x", "forward", "1", "sum of a part's labels that count", in_float32=True),)
         for reason in ("labels that count", "the weighted means"):
             loss += (Expected("all_reduce", axis, "forward", "1", f"sum of {reason}", in_float32=True),)
     return Family(
@@ -107,12 +114,12 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
         plan=axis,
         dims={name: DIMS[name] for name in inner.dims},
         tensors={**tensors, **{name: cut(name, layout, axis) for name, layout in params.items()}},
-        collectives=(*(of_part(one, axis) for one in inner.collectives), *of_parameters(params, axis), *loss),
+        collectives=(*(of_part(one, axis) for one in own), *of_parameters(params, axis), *loss),
         variants=tuple(
             Variant(
                 variant.name,
                 variant.options,
-                (*ROUNDED, *TRAINING),
+                ROUNDED if on_grid else (*ROUNDED, *TRAINING),
                 tuple(f"inner.{name}" for name in variant.params),
                 sizes=variant.sizes,
                 max_norm=MAX_NORM[variant.name],
@@ -128,7 +135,7 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
         left_out=(("auto", "bfloat16"),),
         # No `typed`: types of JAX name the batch's axis in every activation, which layers then would have to know.
         # In `auto` XLA reduces the two gradients of GPT's tied table apart, V/tp D more: not what the plan says.
-        styles=("manual",) if inner.layer == "models.gpt" else ("auto", "manual"),
+        styles=("manual",) if on_grid or inner.layer == "models.gpt" else ("auto", "manual"),
     )
 
 
@@ -139,4 +146,7 @@ FAMILIES = tuple(
         *((family, ("gpt2", "llama3")) for family in (models.gpt(), models.llama())),
     )
     for axis in ("dp", "fsdp")
+) + tuple(
+    beside(block.family(families, "summa"), "dp", names)
+    for families, names in ((grid_block.FAMILIES, ("gpt", "llama")), (grid_models.FAMILIES, ("gpt2",)))
 )

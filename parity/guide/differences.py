@@ -128,6 +128,7 @@ DIFFERENCES = (
     Difference("hybrid.py", "DataParallel.mean_of_means", "mean, labels", "", SHARE),
     Difference("hybrid.py", "ManualDataParallel", "", "inherited", SHARE),
     Difference("hybrid.py", "check_divisible", "inner, axis, size", "", "In JAX `shard` finds it out."),
+    Difference("hybrid.py", "inner_mesh", "mesh", "", "Per-device code in JAX names the axes that it means."),
     Difference("hybrid.py", "is_kept", "", "primitive", "`fully_shard` frees what it gathers; JAX is told so."),
     Difference("hybrid.py", "on_batch", "layout, has_batch", "plan, axis", LAYOUT_WORDS),
     Difference("hybrid.py", "DataParallel.gather_block", "", "prefix, params", LOOP),

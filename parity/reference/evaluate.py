@@ -52,6 +52,8 @@ LAYERS: dict[str, Formula] = {
     "block": block,
     "tied": tied,
     "hybrid.block": inner(block),
+    "hybrid.grid.block": inner(block),
+    "hybrid.grid.models.gpt": inner(gpt),
     "hybrid.models.gpt": inner(gpt),
     "hybrid.models.llama": inner(llama),
     "models.bert": bert,
