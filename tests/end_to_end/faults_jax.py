@@ -44,6 +44,14 @@ def twice(original: Any) -> Any:
     return lambda x, axis: original(lax.pcast(original(x, axis), axis, to="varying") / lax.axis_size(axis), axis)
 
 
+def from_the_next(original: Any) -> Any:
+    return lambda x, axis, source: original(x, axis, (source + 1) % lax.axis_size(axis))
+
+
+def but_over_x(original: Any) -> Any:
+    return lambda x, axis: (only_first_gradient(original) if axis == "x" else original)(x, axis)
+
+
 def with_bias_before(original: Any) -> Any:
     """g after the bias, as if the bias were part of the product."""
 
@@ -151,5 +159,7 @@ def replacements(fault: str) -> dict[str, Replace]:
             "Recipe": lambda original: lambda **given: original(**given | {"weight_decay": 1e-4})
         },
         "gradients_not_synced_over_dp": {"copy_to_tp": only_first_gradient},
+        "panel_of_another_owner": {"broadcast": from_the_next},
+        "norm_gradient_of_own_rows": {"copy_to_tp": but_over_x},
         "target_of_another_dtype": {"loss_and_gradients": narrower_target},
     }[fault]

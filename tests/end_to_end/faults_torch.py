@@ -25,6 +25,14 @@ def twice(original: Any) -> Any:
     return lambda x, axis: original(original(x, axis) / axis.size(), axis)
 
 
+def from_the_next(original: Any) -> Any:
+    return lambda x, axis, source: original(x, axis, (source + 1) % axis.size())
+
+
+def but_over_x(original: Any) -> Any:
+    return lambda x, axis: x if axis.mesh_dim_names == ("x",) else original(x, axis)
+
+
 def with_bias_before(original: Any) -> Any:
     """g after the bias, as if the bias were part of the product."""
 
@@ -138,5 +146,7 @@ def replacements(fault: str) -> dict[str, Replace]:
             "Recipe": lambda original: lambda **given: original(**given | {"weight_decay": 1e-2})
         },
         "gradients_not_synced_over_dp": {"replicate": lambda original: lambda module, mesh: None},
+        "panel_of_another_owner": {"broadcast": from_the_next},
+        "norm_gradient_of_own_rows": {"copy_to_tp": but_over_x},
         "target_of_another_dtype": {"loss_and_gradients": narrower_target},
     }[fault]

@@ -38,9 +38,11 @@ PLANTED = {
     "weights_never_move": ("megatron", "gelu_erf", "auto", rf" step1.up.w: .*({NUMBERS})"),
     "replicated_gradients_counted_tp_times": ("megatron", "gelu_erf", "manual", rf" step1.norm: .*({NUMBERS})"),
     "gradients_not_synced_over_dp": ("dp", "gpt", "manual", rf" (step1.)?inner.mlp.up.w(.grad)?: .*({NUMBERS})"),
+    "panel_of_another_owner": ("summa", "bias", "manual", rf" y: .*({NUMBERS})"),
+    "norm_gradient_of_own_rows": ("grid", "layer_norm", "manual", rf" scale.grad: .*({NUMBERS})"),
     "decay_of_the_framework": ("megatron", "gelu_erf", "typed", rf" step1.down.w: .*({NUMBERS})"),
 }
-LAYERS = ("linear", "mlp", "hybrid.block")
+LAYERS = ("linear", "mlp", "hybrid.block", "grid.linear", "grid.norm")
 IN_TRAINING = ("weights_never_move", "replicated_gradients_counted_tp_times", "decay_of_the_framework")
 # The faults that must be seen as well where rounding is coarser.
 ALSO_FLOAT32 = ("missing_all_reduce", "bias_added_tp_times", "swapped_shards", "gelu_tanh_for_erf", *IN_TRAINING)
@@ -51,7 +53,7 @@ def case_of(fault: str, numerics: str, seed: int):
     plan, variant, style, _ = PLANTED[fault]
     (family,) = (family for family in FAMILIES if family.plan == plan and family.layer in LAYERS)
     wanted = Selection(
-        meshes=({"tp": 4}, {"dp": 2, "tp": 2}),
+        meshes=({"tp": 4}, {"dp": 2, "tp": 2}, {"x": 2, "y": 2}),
         numerics=(numerics,),
         variants=(variant,),
         seeds=(seed,),

@@ -17,6 +17,8 @@ def test_heads_that_do_not_fit_are_refused_with_what_would_work():
         ValueError, match=r"num_kv_heads=2: tp in \[1, 2\] would work, or replicated_kv with kv=2,rep=2"
     ):
         attention.check_heads(8, 2, 4)
+    with pytest.raises(ValueError, match=r"^y=4 does not divide num_kv_heads=2: y in \[1, 2\] would work$"):
+        attention.check_heads(8, 2, 4, "y")
     with pytest.raises(ValueError, match="num_kv_heads=3 does not divide num_heads=8"):
         attention.check_heads(8, 3, 1)
 
