@@ -1,6 +1,7 @@
 """What a compiler may put in place of the collectives that a plan says, by name; what no name explains is left over.
 
     all-reduce = reduce-scatter + all-gather      S each: 2 (n-1)/n S on the wire either way; and the other way round
+    all-reduces over a and b = one over a+b       a sum of sums: at S each, fewer bytes on the wire
     reduce-scatter = all-reduce + slice           twice the bytes on the wire
     combined with or hoisted into another pass    the same bytes, issued earlier or later
     reduced in float32, rounded afterwards        twice the bytes of bfloat16
@@ -20,6 +21,7 @@ Key = tuple[str, str, str, str]  # pass, axis, dtype, kind
 
 HOISTED = "combined with or hoisted into another pass"
 WIDENED = "reduced in float32, rounded afterwards"
+NESTED = "all-reduces over {} = one over all of them"
 SLICED = "reduce-scatter = all-reduce + slice"
 
 
@@ -65,7 +67,7 @@ def explain(
 ) -> tuple[list[Explained], dict[Key, int]]:
     """The rewrites that lead from the plan's payloads to those found, and what is left: bytes more, or fewer (< 0).
 
-    only_equivalents: no rewrite that changes the pass, the dtype, or the bytes on the wire.
+    only_equivalents: no rewrite that changes the pass or the dtype, or puts more bytes on the wire.
     """
     more = {key: have.get(key, 0) - want.get(key, 0) for key in {*want, *have}}
     found: list[Explained] = []
@@ -75,6 +77,10 @@ def explain(
                 before = [(*where, kind) for kind in rewrite.before]
                 after = [(*where, kind) for kind in rewrite.after]
                 found += _apply(rewrite.name, more, before, after)
+    for pass_, axis, dtype, kind in sorted(more):
+        if kind == "all_reduce" and "+" in axis:
+            parts = [(pass_, part, dtype, kind) for part in axis.split("+")]
+            found += _apply(NESTED.format(" and ".join(axis.split("+"))), more, parts, [(pass_, axis, dtype, kind)])
     if not only_equivalents:
         for key in sorted(more):
             for pass_ in PASSES:

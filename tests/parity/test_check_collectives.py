@@ -65,3 +65,21 @@ def test_another_dtype_of_the_same_bytes_is_seen(is_compiled):
     assert check_collectives("x", planned, planned, is_compiled)[0].verdict == "pass"
     got = [Collective("all_reduce", "tp", "float32", 64)]
     assert check_collectives("x", got, planned, is_compiled)[0].verdict == "fail"
+
+
+def nested(whole_bytes: int, over_x_bytes: int, is_compiled: bool = True) -> tuple[Finding, list[str]]:
+    """The plan sums 96 bytes over x and then over dp; what is found does it over both at once, and the rest over x."""
+    planned = [Collective("all_reduce", axis, "float32", 96, 1, "backward") for axis in ("x", "dp")]
+    done = [
+        Collective("all_reduce", "dp+x", "float32", whole_bytes, 1, "backward"),
+        Collective("all_reduce", "x", "float32", over_x_bytes, 1, "backward"),
+        Collective("all_reduce", "dp", "float32", 96 - whole_bytes, 1, "backward"),
+    ]
+    return check_collectives("jax", done, planned, is_compiled)
+
+
+def test_sums_over_two_axes_may_be_one_and_are_named() -> None:
+    finding, rewrites = nested(64, 32)
+    assert (finding.verdict, rewrites) == ("pass", ["jax: all-reduces over dp and x = one over all of them"])
+    assert nested(64, 40)[0].verdict == "fail"
+    assert nested(64, 32, is_compiled=False)[0].verdict == "fail"
