@@ -124,6 +124,7 @@ def step_json(question: Question, step: FrameworkStep) -> dict[str, Any]:
         "skipped": None,
         "trace_s": step.trace.seconds,
         "ledger": [{name.rstrip("_"): value for name, value in asdict(row).items()} for row in step.ledger()],
+        "calls": [{**one.entry.to_json(), "link": one.link, "wire_bytes": one.wire_bytes} for one in cost.collectives],
         "reconciliation": None if step.reconciliation is None else step.reconciliation.to_json(),
         "memory_bytes": memory_json(step),
         "step": cost.step.to_json(),

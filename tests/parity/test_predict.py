@@ -68,6 +68,9 @@ def test_json_adds_up_and_says_that_it_is_predicted(call):
         assert step["step"]["seconds"] == pytest.approx(sum(part["seconds"] for part in step["parts"]))
         assert {row["link"] for row in step["ledger"] if row["axis"] == "tp"} == {"nvlink"}
         (reduced,) = [row for row in step["ledger"] if row["kind"] == "all_reduce" and row["pass"] == "forward"]
+        calls = [row for row in step["calls"] if row["kind"] == "all_reduce" and row["pass"] == "forward"]
+        assert sum(row["wire_bytes"] for row in calls) == reduced["wire_bytes"]
+        assert {"link", "dtype", "payload_bytes", "count", "loop_trips", "is_async", "source_line"} <= set(calls[0])
         assert (reduced["count"], reduced["payload_bytes"]) == (65, 65 * 2 * 4 * 4096 * 4096)
         # The closed step has no float32 sums of the loss and no clipping; of the rest nothing is unexplained.
         reconciled = {tuple(list(row.values())[:4]): row for row in step["reconciliation"]["rows"]}
