@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.stages import Compiled
 
 from jax_tp.mesh import make_mesh
-from jax_tp.trace import A100_OPTIONS, a100_devices
+from jax_tp.trace import QUICK_OPTIONS, a100_devices
 from parity.question_contract import Letters, PartitionQuestion
 
 PROGRAMS: dict[str, Callable[..., jax.Array]] = {
@@ -62,7 +62,7 @@ def partition(question: PartitionQuestion) -> tuple[Compiled, Letters]:
     wanted = None if question.output is None else NamedSharding(mesh, layout_of(question.output, mesh.axis_names))
     program = jax.jit(PROGRAMS[question.program], out_shardings=wanted)
     with jax.set_mesh(mesh):
-        compiled = program.lower(*operands).compile(compiler_options=A100_OPTIONS)
+        compiled = program.lower(*operands).compile(compiler_options=QUICK_OPTIONS)
     return compiled, letters_of(compiled.output_shardings.spec, mesh.axis_names)
 
 
