@@ -34,6 +34,7 @@ from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
 from jax_tp.collectives import copy_to_tp, gather_from_sp, map_shards, reduce_from_tp, reduce_scatter_to_sp
+from jax_tp.dropout import STEP, Draw, dropout, make_draw
 from jax_tp.layouts import Plan, State, child
 from jax_tp.linear import PLANS as LINEAR
 from jax_tp.linear import (
@@ -54,11 +55,13 @@ PLANS = {
     "megatron": Plan(
         x=REPLICATED,
         y=REPLICATED,
+        inputs=STEP,
         children={"q": COLUMN, "k": COLUMN, "v": COLUMN, "o": ROW},
     ),
     "sequence_parallel": Plan(
         x=SEQUENCE_SHARDED,
         y=SEQUENCE_SHARDED,
+        inputs=STEP,
         children={"q": COLUMN, "k": COLUMN, "v": COLUMN, "o": LINEAR["row_sequence_parallel"]},
     ),
 }
@@ -72,6 +75,7 @@ class Heads:
     group: int  # G, query heads that read the same keys
     causal: bool  # a query sees no later key
     rope_theta: float | None  # None: no rotary embedding
+    draw: Draw | None = None  # what is dropped out of the probabilities
 
 
 def check_heads(num_heads: int, num_kv_heads: int, size: int, axis: str = "tp") -> None:
@@ -87,7 +91,14 @@ def check_heads(num_heads: int, num_kv_heads: int, size: int, axis: str = "tp") 
         )
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: Heads) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    heads: Heads,
+    step: jax.Array | None = None,
+    axis: str | None = None,
+) -> jax.Array:
     """softmax(q k^T / sqrt(E)) v for whichever heads are given: q [B, S, H*E]; k, v [B, S, K*E] -> [B, S, H*E].
 
     The sharding of the features goes over to the heads, the outer part of them, and back.
@@ -103,8 +114,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: Heads) -> jax.Array:
     if heads.causal:
         later = jnp.triu(jnp.ones((S, S), bool), 1)
         scores = jnp.where(later, -jnp.inf, scores)
-    weights = jax.nn.softmax(scores, -1).astype(v.dtype)
-    y = jnp.einsum("kbgst,kbte->kbgse", weights, v)
+    weights = dropout(jax.nn.softmax(scores, -1), step, heads.draw, 0, axis)
+    y = jnp.einsum("kbgst,kbte->kbgse", weights.astype(v.dtype), v)
     return y.transpose(1, 3, 0, 2, 4).reshape(B, S, -1)  # [B, S, K*G*E]
 
 
@@ -121,10 +132,10 @@ class AutoAttention(nnx.Module):
         self.v = AutoColumnLinear(mesh, plan.children["v"], child(state, "v"))
         self.o = AutoRowLinear(mesh, plan.children["o"], child(state, "o"))
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
         # Holds for the gradient too: backward this is where the sum of the three partial gradients becomes whole.
         x_BSD = with_sharding_constraint(x_BSD, self.plan.children["q"].x)
-        return self.o(attend(self.q(x_BSD), self.k(x_BSD), self.v(x_BSD), self.heads))
+        return self.o(attend(self.q(x_BSD), self.k(x_BSD), self.v(x_BSD), self.heads, step))
 
 
 # --------------------------------------------------------------------------------------------------------- typed
@@ -140,11 +151,11 @@ class TypedAttention(nnx.Module):
         self.v = ShardedLinear(mesh, plan.children["v"], child(state, "v"))
         self.o = TypedRowLinear(mesh, plan.children["o"], child(state, "o"))
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
         # The gradient of a `reduced` x is `unreduced` until here: one all-reduce for q, k and v.
         x_BSD = reshard(x_BSD, P(None, None, None, reduced={"tp"}))
         q, k, v = (linear(x_BSD, *values(part)) for part in (self.q, self.k, self.v))  # [B, S, H*E@tp], [B, S, K*E@tp]
-        return self.o(attend(q, k, v, self.heads))
+        return self.o(attend(q, k, v, self.heads, step))
 
 
 # -------------------------------------------------------------------------------------------------------- manual
@@ -160,14 +171,14 @@ class ManualAttention(nnx.Module):
         self.v = ShardedLinear(mesh, plan.children["v"], child(state, "v"))
         self.o = ShardedLinear(mesh, plan.children["o"], child(state, "o"))
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
         linears = self.q, self.k, self.v, self.o
         per_device = map_shards(
             self.body,
-            in_specs=(self.plan.x, *(spec for part in linears for spec in part.specs)),
+            in_specs=(self.plan.x, *(spec for part in linears for spec in part.specs), P()),
             out_specs=self.plan.y,
         )
-        return per_device(x_BSD, *(array for part in linears for array in values(part)))
+        return per_device(x_BSD, *(array for part in linears for array in values(part)), step)
 
     def body(
         self,
@@ -180,11 +191,12 @@ class ManualAttention(nnx.Module):
         b_v: jax.Array | None,
         w_o: jax.Array,
         b_o: jax.Array | None,
+        step: jax.Array | None,
     ) -> jax.Array:
         x = gather_from_sp(x, "tp", dim=1) if self.plan.x == SEQUENCE_SHARDED else copy_to_tp(x, "tp")  # [B, S, D]
         q = linear(x, w_q, b_q)  # [B, S, H/tp*E]
         k, v = linear(x, w_k, b_k), linear(x, w_v, b_v)  # [B, S, K/tp*E]
-        y = attend(q, k, v, self.heads)  # [B, S, H/tp*E]
+        y = attend(q, k, v, self.heads, step, "tp")  # [B, S, H/tp*E]
         y = linear(y, w_o)  # [B, S, D], a part of the sum
         if self.plan.y == SEQUENCE_SHARDED:
             y = reduce_scatter_to_sp(y, "tp", dim=1)  # [B, S/tp, D]
@@ -205,11 +217,16 @@ def build(
     num_kv_heads: int,
     causal: bool = False,
     rope_theta: float | None = None,
+    drop_rate: float = 0.0,
+    seed: int = 0,
+    layer: int = 0,
 ) -> nnx.Module:
     """The layer in one of the three styles; `state`: the global q.w [D, H*E], k.w, v.w [D, K*E], o.w [H*E, D], biases.
 
-    Raises ValueError if tp does not divide the heads.
+    drop_rate: of what is dropped out of the probabilities where there is a `step`; seed, layer: its key.
+    Raises ValueError if tp does not divide the heads, and as `make_draw` does.
     """
     check_heads(num_heads, num_kv_heads, mesh.shape["tp"])
     size, group = state["o.w"].shape[0] // num_heads, num_heads // num_kv_heads
-    return STYLES[style](mesh, plan, state, Heads(size, group, causal, rope_theta))
+    draw = make_draw(drop_rate, seed, layer)
+    return STYLES[style](mesh, plan, state, Heads(size, group, causal, rope_theta, draw))

@@ -11,6 +11,9 @@
     forward          2 all-reduces of B*S*D      2 all-gathers and 2 reduce-scatters of B*S*D
     backward         2 all-reduces of B*S*D      2 all-gathers and 2 reduce-scatters of B*S*D, sums of norms' gradients
 
+Dropout, where there is a `step`, is that of GPT-2: of the probabilities of attention, and of what either sublayer gives
+before it is added. These are three layers, of the numbers 3 n, 3 n + 1 and 3 n + 2 in the n-th block.
+
 The norms and the residuals are done by every device for all tokens, or under sequence parallelism by each for its own:
 the same bytes are sent, 1/tp of the activations between the layers is kept.
 
@@ -29,17 +32,19 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jax_tp import attention, mlp, norm, swiglu
+from jax_tp import attention, dropout, mlp, norm, swiglu
 from jax_tp.layouts import Plan, State, child
 
 PLANS = {
     plan: Plan(
         x=norm.PLANS[norm_plan].x,
         y=norm.PLANS[norm_plan].y,
+        inputs=dropout.PLANS[norm_plan].inputs,
         children={
             "norm1": norm.PLANS[norm_plan],
             "attention": attention.PLANS[plan],
             "norm2": norm.PLANS[norm_plan],
+            "dropout": dropout.PLANS[norm_plan],
             "mlp": mlp.PLANS[plan],
             "swiglu": swiglu.PLANS[plan],
         },
@@ -67,9 +72,18 @@ class Block(nnx.Module):
         eps: float,
         activation: str,
         is_post_norm: bool = False,
+        drop_rate: float = 0.0,
+        seed: int = 0,
+        number: int = 0,
     ) -> None:
         self.is_post_norm, plans, layers = is_post_norm, plan.children, self.layers
         heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "causal": causal, "rope_theta": rope_theta}
+        if drop_rate:
+            heads |= {"drop_rate": drop_rate, "seed": seed, "layer": 3 * number}
+        if "dropout" in plans:  # on a grid there is none
+            drops = {"rate": drop_rate, "seed": seed}
+            self.drop1 = dropout.build(mesh, style, plans["dropout"], {}, **drops, layer=3 * number + 1)
+            self.drop2 = dropout.build(mesh, style, plans["dropout"], {}, **drops, layer=3 * number + 2)
         normalisation = {"kind": norm_kind, "eps": eps}
         self.norm1 = layers["norm"].build(mesh, style, plans["norm1"], child(state, "norm1"), **normalisation)
         self.attention = layers["attention"].build(mesh, style, plans["attention"], child(state, "attention"), **heads)
@@ -79,12 +93,20 @@ class Block(nnx.Module):
         else:
             self.mlp = layers["mlp"].build(mesh, style, plans["mlp"], child(state, "mlp"), activation)
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    def attended(self, h_BSD: jax.Array, step: jax.Array | None) -> jax.Array:
+        """attention(h_BSD), dropped out where there is a step."""
+        return self.attention(h_BSD) if step is None else self.drop1(self.attention(h_BSD, step), step)
+
+    def fed_forward(self, h_BSD: jax.Array, step: jax.Array | None) -> jax.Array:
+        """mlp(h_BSD), dropped out where there is a step."""
+        return self.mlp(h_BSD) if step is None else self.drop2(self.mlp(h_BSD), step)
+
+    def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
         if self.is_post_norm:
-            h_BSD = self.norm1(x_BSD + self.attention(x_BSD))
-            return self.norm2(h_BSD + self.mlp(h_BSD))
-        h_BSD = x_BSD + self.attention(self.norm1(x_BSD))
-        return h_BSD + self.mlp(self.norm2(h_BSD))
+            h_BSD = self.norm1(x_BSD + self.attended(x_BSD, step))
+            return self.norm2(h_BSD + self.fed_forward(h_BSD, step))
+        h_BSD = x_BSD + self.attended(self.norm1(x_BSD), step)
+        return h_BSD + self.fed_forward(self.norm2(h_BSD), step)
 
 
 STYLES = {"auto": Block, "typed": Block, "manual": Block}
@@ -93,7 +115,7 @@ STYLES = {"auto": Block, "typed": Block, "manual": Block}
 def build(mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
     """The block in one of the three styles; `state`: those of norm1, attention, norm2 and mlp, under these names.
 
-    options: those of `Block`; activation: of the MLP, or "swiglu" for the gated one. Raises ValueError as
-    `attention.build` does.
+    options: those of `Block`; activation: of the MLP, or "swiglu" for the gated one; drop_rate: of the dropout where
+    there is a step; number: of the block in the model, from 0. Raises ValueError as `attention.build` does.
     """
     return STYLES[style](mesh, style, plan, state, **options)

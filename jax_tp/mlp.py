@@ -12,8 +12,9 @@
     backward             all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
 
 Column then row is the pair that needs no collective in between: the hidden features stay where they are, and the
-activation is elementwise, so that each device applies it to its own features. The gathered x is saved for the gradient
-of w_up, at [B, S, D] of memory; Megatron-LM saves its shard and gathers it again in backward.
+activation is elementwise, so that each device applies it to its own features, and drops its own out of
+them. The gathered x is saved for the gradient of w_up, at [B, S, D] of memory; Megatron-LM saves its shard and gathers
+it again in backward.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, figure 3a; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2, figure 6.
@@ -28,8 +29,10 @@ from flax import nnx
 from jax.lax import with_sharding_constraint
 from jax.nn import gelu, relu
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jax_tp.collectives import copy_to_tp, gather_from_sp, map_shards, reduce_from_tp, reduce_scatter_to_sp
+from jax_tp.dropout import STEP, Draw, dropout, make_draw
 from jax_tp.layouts import Plan, State, child
 from jax_tp.linear import PLANS as LINEAR
 from jax_tp.linear import (
@@ -48,11 +51,13 @@ PLANS = {
     "megatron": Plan(
         x=REPLICATED,
         y=REPLICATED,
+        inputs=STEP,
         children={"up": LINEAR["column_parallel"], "down": LINEAR["row_parallel"]},
     ),
     "sequence_parallel": Plan(
         x=SEQUENCE_SHARDED,
         y=SEQUENCE_SHARDED,
+        inputs=STEP,
         children={"up": LINEAR["column_sequence_parallel"], "down": LINEAR["row_sequence_parallel"]},
     ),
 }
@@ -71,15 +76,15 @@ ACTIVATIONS = {
 class AutoMlp(nnx.Module):
     """Two linears whose parameters carry their shardings; the compiler shards everything in between."""
 
-    def __init__(self, mesh: Mesh, plan: Plan, state: State, activation: str) -> None:
+    def __init__(self, mesh: Mesh, plan: Plan, state: State, activation: str, draw: Draw | None) -> None:
         self.up = AutoColumnLinear(mesh, plan.children["up"], child(state, "up"))
         self.down = AutoRowLinear(mesh, plan.children["down"], child(state, "down"))
-        self.plan, self.act = plan, ACTIVATIONS[activation]
+        self.plan, self.act, self.draw = plan, ACTIVATIONS[activation], draw
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
         # Holds for the gradient too: backward this is where the sum of the partial gradients of x becomes whole.
         x_BSD = with_sharding_constraint(x_BSD, self.plan.x)
-        return self.down(self.act(self.up(x_BSD)))
+        return self.down(dropout(self.act(self.up(x_BSD)), step, self.draw))
 
 
 # --------------------------------------------------------------------------------------------------------- typed
@@ -91,13 +96,13 @@ class TypedMlp(nnx.Module):
     Nor of x: the gradient of a replicated x has its type, so it is made whole where it arises.
     """
 
-    def __init__(self, mesh: Mesh, plan: Plan, state: State, activation: str) -> None:
+    def __init__(self, mesh: Mesh, plan: Plan, state: State, activation: str, draw: Draw | None) -> None:
         self.up = TypedColumnLinear(mesh, plan.children["up"], child(state, "up"))
         self.down = TypedRowLinear(mesh, plan.children["down"], child(state, "down"))
-        self.act = ACTIVATIONS[activation]
+        self.act, self.draw = ACTIVATIONS[activation], draw
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        return self.down(self.act(self.up(x_BSD)))
+    def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
+        return self.down(dropout(self.act(self.up(x_BSD)), step, self.draw))
 
 
 # -------------------------------------------------------------------------------------------------------- manual
@@ -106,19 +111,19 @@ class TypedMlp(nnx.Module):
 class ManualMlp(nnx.Module):
     """Per-device code for the whole MLP: f at its entrance, g at its exit, or their counterparts for shards of S."""
 
-    def __init__(self, mesh: Mesh, plan: Plan, state: State, activation: str) -> None:
+    def __init__(self, mesh: Mesh, plan: Plan, state: State, activation: str, draw: Draw | None) -> None:
         self.plan = plan
         self.up = ShardedLinear(mesh, plan.children["up"], child(state, "up"))
         self.down = ShardedLinear(mesh, plan.children["down"], child(state, "down"))
-        self.act = ACTIVATIONS[activation]
+        self.act, self.draw = ACTIVATIONS[activation], draw
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+    def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
         per_device = map_shards(
             self.body,
-            in_specs=(self.plan.x, *self.up.specs, *self.down.specs),
+            in_specs=(self.plan.x, *self.up.specs, *self.down.specs, P()),
             out_specs=self.plan.y,
         )
-        return per_device(x_BSD, *values(self.up), *values(self.down))
+        return per_device(x_BSD, *values(self.up), *values(self.down), step)
 
     def body(
         self,
@@ -127,9 +132,11 @@ class ManualMlp(nnx.Module):
         b_up: jax.Array | None,
         w_down: jax.Array,
         b_down: jax.Array | None,
+        step: jax.Array | None,
     ) -> jax.Array:
         x = gather_from_sp(x, "tp", dim=1) if self.plan.x == SEQUENCE_SHARDED else copy_to_tp(x, "tp")  # [B, S, D]
         h = self.act(linear(x, w_up, b_up))  # [B, S, F/tp]
+        h = dropout(h, step, self.draw, 2, "tp")
         y = linear(h, w_down)  # [B, S, D], a part of the sum
         if self.plan.y == SEQUENCE_SHARDED:
             y = reduce_scatter_to_sp(y, "tp", dim=1)  # [B, S/tp, D]
@@ -141,6 +148,19 @@ class ManualMlp(nnx.Module):
 STYLES = {"auto": AutoMlp, "typed": TypedMlp, "manual": ManualMlp}
 
 
-def build(mesh: Mesh, style: str, plan: Plan, state: State, activation: str = "gelu_erf") -> nnx.Module:
-    """The MLP in one of the three styles; `state`: the global up.w [D, F], down.w [F, D], any biases."""
-    return STYLES[style](mesh, plan, state, activation)
+def build(
+    mesh: Mesh,
+    style: str,
+    plan: Plan,
+    state: State,
+    activation: str = "gelu_erf",
+    drop_rate: float = 0.0,
+    seed: int = 0,
+    layer: int = 0,
+) -> nnx.Module:
+    """The MLP in one of the three styles; `state`: the global up.w [D, F], down.w [F, D], any biases.
+
+    drop_rate: of what is dropped out of the activations where there is a `step`; seed, layer: its key.
+    Raises ValueError as `make_draw` does.
+    """
+    return STYLES[style](mesh, plan, state, activation, make_draw(drop_rate, seed, layer))

@@ -33,8 +33,9 @@ class Outcome(NamedTuple):
 
 
 def place_batch(arrays: State, mesh: Mesh, plan: Plan) -> Batch:
-    """The inputs by name and the target, laid out as the plan says."""
-    inputs = {name: place(arrays[name], mesh, spec) for name, spec in {"x": plan.x, **plan.inputs}.items()}
+    """The inputs by name, of those of the plan that there are, and the target, laid out as the plan says."""
+    specs = {"x": plan.x, **plan.inputs}
+    inputs = {name: place(arrays[name], mesh, spec) for name, spec in specs.items() if name in arrays}
     return inputs, place(arrays["target"], mesh, plan.y)
 
 

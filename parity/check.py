@@ -47,7 +47,7 @@ def base_name(tensor: str) -> str:
     "up.w.grad" and, after a step of training, "step3.up.w.m" -> "up.w".
     """
     step, _, rest = tensor.partition(".")
-    if step.startswith("step"):
+    if step.startswith("step") and rest:
         return rest.removesuffix(".m").removesuffix(".v")
     return tensor.removesuffix(".grad")
 

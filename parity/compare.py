@@ -80,7 +80,7 @@ def formula_of(case: Case, params: Arrays, batch: Arrays) -> Evaluation:
 def given_of(run: Run, case: Case) -> dict[str, np.ndarray]:
     """What the workers were given and report again, as they hold it: in a step parameters and inputs, bit for bit."""
     params, batch = run.inputs(case)
-    return {} if case.task == "train" else {**params, **{name: batch[name] for name in family_of(case).batch}}
+    return {} if case.task == "train" else {**params, **{name: batch[name] for name in family_of(case).shapes(case)[1]}}
 
 
 def compare_case(run: Run, case: Case, oracle: Oracle) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def judge_layouts(run: Run, case: Case, oracle: Oracle, entry: dict[str, Any]) -
         entry["layouts"][framework] = {"verdict": one.verdict, "reasons": one.reasons}
         for reason in one.reasons:
             finding.fail(f"{framework} {reason}")
-    entry["layouts"]["expected"] = {name: family.tensors[name] for name in [*params, *family.batch, "y"]}
+    entry["layouts"]["expected"] = {name: family.tensors[name] for name in [*params, *family.shapes(case)[1], "y"]}
     return finding
 
 

@@ -46,7 +46,9 @@ def make_inputs(
 
     def draw_batch() -> tuple[dict[str, np.ndarray], np.ndarray]:
         given = {
-            name: rng.integers(ranges[name], size=shape) if name in ranges else draw(rng, shape, False).astype(stored)
+            name: np.asarray(rng.integers(ranges[name], size=shape))
+            if name in ranges
+            else draw(rng, shape, False).astype(stored)
             for name, shape in batch.items()
         }
         for name, none in (ignored or {}).items():

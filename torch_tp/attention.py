@@ -37,6 +37,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.functional import linear
 
 from torch_tp.collectives import copy_to_tp, gather_from_sp, reduce_from_tp, reduce_scatter_to_sp
+from torch_tp.dropout import STEP, Draw, dropout, make_draw
 from torch_tp.layouts import Plan, child, to_tensor
 from torch_tp.linear import PLANS as LINEAR
 from torch_tp.linear import PlainLinear, ShardedLinear, TypedRowLinear
@@ -48,11 +49,13 @@ PLANS = {
     "megatron": Plan(
         x=Replicate(),
         y=Replicate(),
+        inputs=STEP,
         children={"q": COLUMN, "k": COLUMN, "v": COLUMN, "o": ROW},
     ),
     "sequence_parallel": Plan(
         x=Shard(1),
         y=Shard(1),
+        inputs=STEP,
         children={"q": COLUMN, "k": COLUMN, "v": COLUMN, "o": LINEAR["row_sequence_parallel"]},
     ),
 }
@@ -66,6 +69,7 @@ class Heads:
     group: int  # G, query heads that read the same keys
     causal: bool  # a query sees no later key
     rope_theta: float | None  # None: no rotary embedding
+    draw: Draw | None = None  # what is dropped out of the probabilities
 
 
 def check_heads(num_heads: int, num_kv_heads: int, size: int, axis: str = "tp") -> None:
@@ -89,7 +93,14 @@ def constant(array: np.ndarray | torch.Tensor, like: torch.Tensor) -> torch.Tens
     return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> torch.Tensor:
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    heads: Heads,
+    step: torch.Tensor | None = None,
+    axis: DeviceMesh | None = None,
+) -> torch.Tensor:
     """softmax(q k^T / sqrt(E)) v for whichever heads are given: q [B, S, H*E]; k, v [B, S, K*E] -> [B, S, H*E].
 
     Heads go first: that is the dim that DTensor shards, and einsum flattens the batch dims with the first outermost.
@@ -105,8 +116,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads) -> t
     if heads.causal:
         later = torch.ones(S, S, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(constant(later, q), -torch.inf)
-    weights = scores.softmax(-1).to(v.dtype)
-    y = torch.einsum("kbgst,kbte->kbgse", weights, v)
+    weights = dropout(scores.softmax(-1), step, heads.draw, 0, axis)
+    y = torch.einsum("kbgst,kbte->kbgse", weights.to(v.dtype), v)
     return y.permute(1, 3, 0, 2, 4).flatten(2)  # [B, S, K*G*E]
 
 
@@ -118,7 +129,7 @@ class AutoAttention(nn.Module):
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], heads: Heads) -> None:
         super().__init__()
-        self.plan, self.heads = plan, heads
+        self.axis, self.plan, self.heads = mesh, plan, heads
         self.q = PlainLinear(mesh.device_type, child(state, "q"))
         self.k = PlainLinear(mesh.device_type, child(state, "k"))
         self.v = PlainLinear(mesh.device_type, child(state, "v"))
@@ -129,10 +140,10 @@ class AutoAttention(nn.Module):
         parallelize_module(self, mesh, styles)
         self.o.add_bias_last()
 
-    def forward(self, x_BSD: DTensor) -> DTensor:
+    def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
         # A whole x is left as it is; but backward this is where the sum of the three partial gradients becomes whole.
         x_BSD = x_BSD.redistribute(placements=[self.plan.children["q"].x])
-        return self.o(attend(self.q(x_BSD), self.k(x_BSD), self.v(x_BSD), self.heads))
+        return self.o(attend(self.q(x_BSD), self.k(x_BSD), self.v(x_BSD), self.heads, step, self.axis))
 
 
 # --------------------------------------------------------------------------------------------------------- typed
@@ -149,11 +160,11 @@ class TypedAttention(nn.Module):
         self.v = ShardedLinear(mesh, plan.children["v"], child(state, "v"))
         self.o = TypedRowLinear(mesh, plan.children["o"], child(state, "o"))
 
-    def forward(self, x_BSD: DTensor) -> DTensor:
+    def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
         # Its gradient is Partial() until here, where it becomes what x is: one all-reduce for q, k and v.
         x_BSD = x_BSD.redistribute(placements=[self.plan.children["q"].x])
         q, k, v = (linear(x_BSD, part.weight, part.bias) for part in (self.q, self.k, self.v))  # Shard(2)
-        return self.o(attend(q, k, v, self.heads))
+        return self.o(attend(q, k, v, self.heads, step))
 
 
 # -------------------------------------------------------------------------------------------------------- manual
@@ -170,15 +181,19 @@ class ManualAttention(nn.Module):
         self.v = ShardedLinear(mesh, plan.children["v"], child(state, "v"))
         self.o = ShardedLinear(mesh, plan.children["o"], child(state, "o"))
 
-    def forward(self, x_BSD: DTensor) -> DTensor:
+    def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
         linears = self.q, self.k, self.v, self.o
         per_device = local_map(
             self.body,
-            in_placements=([self.plan.x], *(placement for part in linears for placement in part.placements)),
+            in_placements=(
+                [self.plan.x],
+                *(placement for part in linears for placement in part.placements),
+                None if step is None else [Replicate()],
+            ),
             out_placements=[self.plan.y],
             device_mesh=self.axis,
         )
-        return per_device(x_BSD, *(parameter for part in linears for parameter in (part.weight, part.bias)))
+        return per_device(x_BSD, *(parameter for part in linears for parameter in (part.weight, part.bias)), step)
 
     def body(
         self,
@@ -191,11 +206,12 @@ class ManualAttention(nn.Module):
         b_v: torch.Tensor | None,
         w_o: torch.Tensor,
         b_o: torch.Tensor | None,
+        step: torch.Tensor | None,
     ) -> torch.Tensor:
         x = gather_from_sp(x, self.axis, dim=1) if self.plan.x == Shard(1) else copy_to_tp(x, self.axis)  # [B, S, D]
         q = linear(x, w_q, b_q)  # [B, S, H/tp*E]
         k, v = linear(x, w_k, b_k), linear(x, w_v, b_v)  # [B, S, K/tp*E]
-        y = attend(q, k, v, self.heads)  # [B, S, H/tp*E]
+        y = attend(q, k, v, self.heads, step, self.axis)  # [B, S, H/tp*E]
         y = linear(y, w_o)  # [B, S, D], a part of the sum
         if self.plan.y == Shard(1):
             y = reduce_scatter_to_sp(y, self.axis, dim=1)  # [B, S/tp, D]
@@ -216,11 +232,16 @@ def build(
     num_kv_heads: int,
     causal: bool = False,
     rope_theta: float | None = None,
+    drop_rate: float = 0.0,
+    seed: int = 0,
+    layer: int = 0,
 ) -> nn.Module:
     """The layer in one of the three styles; `state`: the global q.w [D, H*E], k.w, v.w [D, K*E], o.w [H*E, D], biases.
 
-    Raises ValueError if tp does not divide the heads.
+    drop_rate: of what is dropped out of the probabilities where there is a `step`; seed, layer: its key.
+    Raises ValueError if tp does not divide the heads, and as `make_draw` does.
     """
     check_heads(num_heads, num_kv_heads, mesh.size())
     size, group = state["o.w"].shape[0] // num_heads, num_heads // num_kv_heads
-    return STYLES[style](mesh, plan, state, Heads(size, group, causal, rope_theta))
+    draw = make_draw(drop_rate, seed, layer)
+    return STYLES[style](mesh, plan, state, Heads(size, group, causal, rope_theta, draw))

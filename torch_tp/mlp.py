@@ -12,8 +12,9 @@
     backward             all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
 
 Column then row is the pair that needs no collective in between: the hidden features stay where they are, and the
-activation is elementwise, so that each device applies it to its own features. The gathered x is saved for the gradient
-of w_up, at [B, S, D] of memory; Megatron-LM saves its shard and gathers it again in backward.
+activation is elementwise, so that each device applies it to its own features, and drops its own out of
+them. The gathered x is saved for the gradient of w_up, at [B, S, D] of memory; Megatron-LM saves its shard and gathers
+it again in backward.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, figure 3a; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2, figure 6.
@@ -34,6 +35,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.functional import gelu, linear, relu
 
 from torch_tp.collectives import copy_to_tp, gather_from_sp, reduce_from_tp, reduce_scatter_to_sp
+from torch_tp.dropout import STEP, Draw, dropout, make_draw
 from torch_tp.layouts import Plan, child
 from torch_tp.linear import PLANS as LINEAR
 from torch_tp.linear import PlainLinear, ShardedLinear, TypedColumnLinear, TypedRowLinear
@@ -42,11 +44,13 @@ PLANS = {
     "megatron": Plan(
         x=Replicate(),
         y=Replicate(),
+        inputs=STEP,
         children={"up": LINEAR["column_parallel"], "down": LINEAR["row_parallel"]},
     ),
     "sequence_parallel": Plan(
         x=Shard(1),
         y=Shard(1),
+        inputs=STEP,
         children={"up": LINEAR["column_sequence_parallel"], "down": LINEAR["row_sequence_parallel"]},
     ),
 }
@@ -65,11 +69,13 @@ ACTIVATIONS = {
 class AutoMlp(nn.Module):
     """Two plain linears; `parallelize_module` shards them by name."""
 
-    def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], activation: str) -> None:
+    def __init__(
+        self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], activation: str, draw: Draw | None
+    ) -> None:
         super().__init__()
         self.up = PlainLinear(mesh.device_type, child(state, "up"))
         self.down = PlainLinear(mesh.device_type, child(state, "down"))
-        self.plan, self.act = plan, ACTIVATIONS[activation]
+        self.plan, self.act, self.draw = plan, ACTIVATIONS[activation], draw
         up, down = plan.children["up"], plan.children["down"]
         styles = {
             "up": ColwiseParallel(input_layouts=up.x, output_layouts=up.y, use_local_output=False),
@@ -78,10 +84,10 @@ class AutoMlp(nn.Module):
         parallelize_module(self, mesh, styles)
         self.down.add_bias_last()
 
-    def forward(self, x_BSD: DTensor) -> DTensor:
+    def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
         # Sends nothing; but backward this is where the sum of the partial gradients of x becomes whole.
         x_BSD = x_BSD.redistribute(placements=[self.plan.x])
-        return self.down(self.act(self.up(x_BSD)))
+        return self.down(dropout(self.act(self.up(x_BSD)), step, self.draw))
 
 
 # --------------------------------------------------------------------------------------------------------- typed
@@ -90,15 +96,17 @@ class AutoMlp(nn.Module):
 class TypedMlp(nn.Module):
     """The activation of a tensor of type Shard(2) has that type again: nothing needs to be said in between."""
 
-    def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], activation: str) -> None:
+    def __init__(
+        self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], activation: str, draw: Draw | None
+    ) -> None:
         super().__init__()
         self.up = TypedColumnLinear(mesh, plan.children["up"], child(state, "up"))
         self.down = TypedRowLinear(mesh, plan.children["down"], child(state, "down"))
-        self.plan, self.act = plan, ACTIVATIONS[activation]
+        self.plan, self.act, self.draw = plan, ACTIVATIONS[activation], draw
 
-    def forward(self, x_BSD: DTensor) -> DTensor:
+    def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
         x_BSD = x_BSD.redistribute(placements=[self.plan.x])  # whole again backward, as in AutoMlp
-        return self.down(self.act(self.up(x_BSD)))
+        return self.down(dropout(self.act(self.up(x_BSD)), step, self.draw))
 
 
 # -------------------------------------------------------------------------------------------------------- manual
@@ -107,21 +115,28 @@ class TypedMlp(nn.Module):
 class ManualMlp(nn.Module):
     """Per-device code for the whole MLP: f at its entrance, g at its exit, or their counterparts for shards of S."""
 
-    def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], activation: str) -> None:
+    def __init__(
+        self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], activation: str, draw: Draw | None
+    ) -> None:
         super().__init__()
         self.axis, self.plan = mesh, plan
         self.up = ShardedLinear(mesh, plan.children["up"], child(state, "up"))
         self.down = ShardedLinear(mesh, plan.children["down"], child(state, "down"))
-        self.act = ACTIVATIONS[activation]
+        self.act, self.draw = ACTIVATIONS[activation], draw
 
-    def forward(self, x_BSD: DTensor) -> DTensor:
+    def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
         per_device = local_map(
             self.body,
-            in_placements=([self.plan.x], *self.up.placements, *self.down.placements),
+            in_placements=(
+                [self.plan.x],
+                *self.up.placements,
+                *self.down.placements,
+                None if step is None else [Replicate()],
+            ),
             out_placements=[self.plan.y],
             device_mesh=self.axis,
         )
-        return per_device(x_BSD, self.up.weight, self.up.bias, self.down.weight, self.down.bias)
+        return per_device(x_BSD, self.up.weight, self.up.bias, self.down.weight, self.down.bias, step)
 
     def body(
         self,
@@ -130,9 +145,11 @@ class ManualMlp(nn.Module):
         b_up: torch.Tensor | None,
         w_down: torch.Tensor,
         b_down: torch.Tensor | None,
+        step: torch.Tensor | None,
     ) -> torch.Tensor:
         x = gather_from_sp(x, self.axis, dim=1) if self.plan.x == Shard(1) else copy_to_tp(x, self.axis)  # [B, S, D]
         h = self.act(linear(x, w_up, b_up))  # [B, S, F/tp]
+        h = dropout(h, step, self.draw, 2, self.axis)
         y = linear(h, w_down)  # [B, S, D], a part of the sum
         if self.plan.y == Shard(1):
             y = reduce_scatter_to_sp(y, self.axis, dim=1)  # [B, S/tp, D]
@@ -145,7 +162,18 @@ STYLES = {"auto": AutoMlp, "typed": TypedMlp, "manual": ManualMlp}
 
 
 def build(
-    mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], activation: str = "gelu_erf"
+    mesh: DeviceMesh,
+    style: str,
+    plan: Plan,
+    state: Mapping[str, np.ndarray],
+    activation: str = "gelu_erf",
+    drop_rate: float = 0.0,
+    seed: int = 0,
+    layer: int = 0,
 ) -> nn.Module:
-    """The MLP in one of the three styles; `state`: the global up.w [D, F], down.w [F, D], any biases."""
-    return STYLES[style](mesh, plan, state, activation)
+    """The MLP in one of the three styles; `state`: the global up.w [D, F], down.w [F, D], any biases.
+
+    drop_rate: of what is dropped out of the activations where there is a `step`; seed, layer: its key.
+    Raises ValueError as `make_draw` does.
+    """
+    return STYLES[style](mesh, plan, state, activation, make_draw(drop_rate, seed, layer))

@@ -34,8 +34,9 @@ class Outcome(NamedTuple):
 
 
 def place_batch(arrays: Mapping[str, np.ndarray], mesh: DeviceMesh, plan: Plan) -> Batch:
-    """The inputs by name and the target, laid out as the plan says."""
-    inputs = {name: place(arrays[name], mesh, placement) for name, placement in {"x": plan.x, **plan.inputs}.items()}
+    """The inputs by name, of those of the plan that there are, and the target, laid out as the plan says."""
+    placements = {"x": plan.x, **plan.inputs}
+    inputs = {name: place(arrays[name], mesh, layout) for name, layout in placements.items() if name in arrays}
     return inputs, place(arrays["target"], mesh, plan.y)
 
 

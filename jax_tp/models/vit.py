@@ -23,8 +23,20 @@
 
 Forward and backward two a block; the loss; and dh of the head. The gradient of no parameter is a sum over devices.
 
+Under sequence parallelism (`field_sequence_parallel`, `classes_sequence_parallel`) h is [B, T/tp, D]: each device takes
+its own patches, and every all-reduce of B*T*D above is a reduce-scatter and an all-gather.
+
+                                field                               classes
+    forward                     2 L reduce-scatters of B*T*D,       2 L reduce-scatters and all-gathers of B*T*D,
+                                2 L + 1 all-gathers,                1 all-reduce of B*D: the mean of all tokens,
+                                1 all-reduce of a scalar            3 of B
+    backward                    2 L all-gathers of B*T*D,           2 L all-gathers and reduce-scatters of B*T*D,
+                                2 L + 1 reduce-scatters             1 all-reduce of B*D
+    backward, both              all-gathers of T*D (positions) and of B*T*F (dx); all-reduces of F*D and D (embedding),
+                                2 of D (last norm) and 6 of D a block
+
 Sources: Dosovitskiy et al., https://arxiv.org/abs/2010.11929 (mean pooling: appendix D.3); Megatron-LM,
-https://arxiv.org/abs/1909.08053, section 3.
+https://arxiv.org/abs/1909.08053, section 3; sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -39,33 +51,53 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jax_tp import block, cross_entropy, latitude_error, linear, norm
+from jax_tp.collectives import map_shards, reduce_from_tp
+from jax_tp.embedding import check_tokens
 from jax_tp.latitude_error import check_patch, cut_patches
 from jax_tp.layouts import Plan, State, child
+from jax_tp.linear import REPLICATED, SEQUENCE_SHARDED
 from jax_tp.models import bert, gpt
-from jax_tp.models.common import build_blocks
+from jax_tp.models.common import build_blocks, own_tokens
 
-CHILDREN = {
-    "embed": bert.PLANS["megatron"].children["dense"],
-    "positions": gpt.PLANS["megatron"].children["positions"],
-    "block": block.PLANS["megatron"],
-    "norm": norm.PLANS["replicated"],
-    "head": linear.PLANS["column_parallel"],
-}
+
+def layers_of(plan: str) -> dict[str, Plan]:
+    """The plans of the layers, the blocks in this one."""
+    return {
+        "embed": bert.PLANS[plan].children["dense"],
+        "positions": gpt.PLANS[plan].children["positions"],
+        "block": block.PLANS[plan],
+        "norm": gpt.PLANS[plan].children["norm"],
+    }
+
 
 PLANS = {
-    "field": Plan(
+    f"field{suffix}": Plan(
         x=P(None, None, None, None),
         y=P(),
         inputs={"truth": P(None, None, None, None)},
         constants=("truth",),
-        children={**CHILDREN, "loss": latitude_error.PLANS["feature_parallel"]},
-    ),
-    "classes": Plan(
+        children={
+            **layers_of(plan),
+            "head": linear.PLANS[head],
+            "loss": latitude_error.PLANS["feature_parallel"],
+        },
+    )
+    for plan, suffix, head in (
+        ("megatron", "", "column_parallel"),
+        ("sequence_parallel", "_sequence_parallel", "column_sequence_parallel"),
+    )
+} | {
+    f"classes{suffix}": Plan(
         x=P(None, None, None, None),
         y=P(),
         inputs={"labels": P(None)},
-        children={**CHILDREN, "loss": cross_entropy.PLANS["vocab_parallel"]},
-    ),
+        children={
+            **layers_of(plan),
+            "head": linear.PLANS["column_parallel"],  # of the mean, which is whole
+            "loss": cross_entropy.PLANS["vocab_parallel"],
+        },
+    )
+    for plan, suffix in (("megatron", ""), ("sequence_parallel", "_sequence_parallel"))
 }
 
 
@@ -102,7 +134,8 @@ class Vit(nnx.Module):
         loss: nnx.Module,
         options: Mapping[str, Any],
     ) -> None:
-        self.patch = patch
+        self.style, self.patch, self.num_devices = style, patch, mesh.size
+        self.is_shared_out = plan.children["block"].y == SEQUENCE_SHARDED
         plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.embed = layers["embed"][style](mesh, plans["embed"], child(state, "embed"))
         self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
@@ -116,6 +149,9 @@ class Vit(nnx.Module):
         patches_BTF, size = cut_patches(x_BCIJ, self.patch), self.positions.embedding.shape[0]
         if patches_BTF.shape[1] != size:
             raise ValueError(f"a grid of {patches_BTF.shape[1]} patches, but the model has {size} positions")
+        if self.is_shared_out:
+            check_tokens(size, self.num_devices)
+            patches_BTF = own_tokens(patches_BTF, 1, self.style)
         h_BTD = self.positions(self.embed(patches_BTF))
         for layer in self.blocks:
             h_BTD = layer(h_BTD)
@@ -133,8 +169,19 @@ class ClassVit(Vit):
     """The mean of all tokens' features gives the class: a sequence of one token."""
 
     def __call__(self, x_BCIJ: jax.Array, labels_B: jax.Array) -> jax.Array:
-        h_B1D = self.features(x_BCIJ).mean(1, keepdims=True)
+        h_BTD = self.features(x_BCIJ)
+        h_B1D = self.mean_of_all(h_BTD) if self.is_shared_out else h_BTD.mean(1, keepdims=True)
         return self.loss(self.head(h_B1D), labels_B[:, None])
+
+    def mean_of_all(self, h_BTD: jax.Array) -> jax.Array:
+        """The mean of the tokens of all devices, [B, 1, D]."""
+        if self.style == "manual":
+            return map_shards(self.body, in_specs=SEQUENCE_SHARDED, out_specs=REPLICATED)(h_BTD)
+        return h_BTD.mean(1, keepdims=True)
+
+    def body(self, h: jax.Array) -> jax.Array:
+        total = reduce_from_tp(h.sum(1, keepdims=True), "tp")  # [B, 1, D] of [B, T/tp, D]
+        return total / (h.shape[1] * self.num_devices)
 
 
 STYLES = {style: {"field": FieldVit, "classes": ClassVit} for style in ("auto", "typed", "manual")}

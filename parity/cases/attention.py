@@ -39,6 +39,15 @@ SEPARATE_VARIANTS = (
     Variant("multi_head", BIDIRECTIONAL, ROUNDED, (*WEIGHTS, *BIASES), sizes=SIZES),
     Variant("multi_head_causal", CAUSAL, ROUNDED, (*WEIGHTS, *BIASES), sizes=SIZES),
     Variant("grouped_causal_rope", LLAMA, ROUNDED, WEIGHTS, dims=GROUPED, sizes=SIZES),
+    Variant(
+        "multi_head_causal_dropout",
+        {**CAUSAL, "drop_rate": 0.1, "seed": 2026, "layer": 1},
+        ROUNDED,
+        (*WEIGHTS, *BIASES),
+        ("step",),
+        dims={"N": 1_000_000},  # the number of the step is below
+        sizes=SIZES,
+    ),
 )
 
 FAMILIES = (
@@ -46,7 +55,8 @@ FAMILIES = (
         layer="attention",
         plan="megatron",
         dims=DIMS,
-        tensors={"x": "B S D", "y": "B S D", **SEPARATE},
+        tensors={"x": "B S D", "y": "B S D", "step": "", **SEPARATE},
+        ids={"step": "N"},
         collectives=(Y, DX),
         variants=SEPARATE_VARIANTS,
     ),
@@ -54,7 +64,8 @@ FAMILIES = (
         layer="attention",
         plan="sequence_parallel",
         dims={**DIMS, "S": 12},
-        tensors={"x": "B S@tp D", "y": "B S@tp D", **SEPARATE},
+        tensors={"x": "B S@tp D", "y": "B S@tp D", "step": "", **SEPARATE},
+        ids={"step": "N"},
         collectives=(
             LOSS_SP,
             Expected("all_gather", "tp", "forward", "B*S*D", "every query may see every token: x is gathered, once"),

@@ -14,6 +14,8 @@ GPT = {"causal": True, "rope_theta": None, "norm_kind": "layer_norm", "eps": 1e-
 VIT = {**GPT, "causal": False, "activation": "gelu_erf"}
 BERT = {**VIT, "is_post_norm": True, "eps": 1e-12}
 LLAMA = {"causal": True, "rope_theta": 10000.0, "norm_kind": "rms_norm", "eps": 1e-5, "activation": "swiglu"}
+DROPPED = {"drop_rate": 0.1, "seed": 2026, "number": 1}  # of the probabilities of attention, and before each residual
+STEPS = {"N": 1_000_000}  # the number of the step, an input, is below
 
 SUBLAYERS = ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.up", "mlp.down")
 WITH_BIAS = (
@@ -27,12 +29,13 @@ VARIANTS = (
     Variant("vit", VIT, ROUNDED, WITH_BIAS, sizes=SIZES),
     Variant("bert", BERT, ROUNDED, WITH_BIAS, sizes=SIZES),
     Variant("llama", LLAMA, ROUNDED, WITHOUT_BIAS, dims=attention.GROUPED, sizes=SIZES),
+    Variant("gpt_dropout", {**GPT, **DROPPED}, ROUNDED, WITH_BIAS, ("step",), dims=STEPS, sizes=SIZES),
 )
 
 
 def tensors_of(layer: Family, name: str) -> dict[str, str]:
     """The layouts of a sublayer's parameters, under the block's names."""
-    return {f"{name}.{key}": layout for key, layout in layer.tensors.items() if key not in ("x", "y")}
+    return {f"{name}.{key}": layout for key, layout in layer.tensors.items() if key not in ("x", "y", "step")}
 
 
 def family(families: tuple[Family, ...], plan: str) -> Family:
@@ -59,7 +62,8 @@ FAMILIES = (
         layer="block",
         plan="megatron",
         dims=DIMS,
-        tensors={"x": "B S D", "y": "B S D", **sublayers("megatron")},
+        tensors={"x": "B S D", "y": "B S D", "step": "", **sublayers("megatron")},
+        ids={"step": "N"},
         collectives=(
             Expected("all_reduce", "tp", "forward", "B*S*D", "attention: its output projection sums over heads"),
             Expected("all_reduce", "tp", "forward", "B*S*D", "mlp: its down projection sums over F"),
@@ -72,7 +76,8 @@ FAMILIES = (
         layer="block",
         plan="sequence_parallel",
         dims=DIMS,
-        tensors={"x": "B S@tp D", "y": "B S@tp D", **sublayers("sequence_parallel")},
+        tensors={"x": "B S@tp D", "y": "B S@tp D", "step": "", **sublayers("sequence_parallel")},
+        ids={"step": "N"},
         collectives=(
             LOSS_SP,
             *(

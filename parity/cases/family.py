@@ -30,6 +30,7 @@ class Variant:
     options: Mapping[str, Any]
     numerics: tuple[str, ...]
     params: tuple[str, ...]  # the parameters that the layer then has
+    inputs: tuple[str, ...] = ()  # its inputs beside the family's
     dims: Mapping[str, int] = field(default_factory=dict)  # in place of the family's
     sizes: Mapping[str, str] = field(default_factory=dict)  # options that are sizes: the dim letter of each
     max_norm: float = RECIPE["max_norm"]  # in training; between the norms of its steps, so that some are clipped
@@ -60,9 +61,9 @@ class Family:
 
     def shapes(self, case: Case) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
         """Global shapes of the parameters that the case's variant has, and of its inputs."""
-        (names,) = (variant.params for variant in self.variants if variant.name == case.variant)
-        params = {name: shape_of(self.tensors[name], case.dims) for name in names}
-        return params, {name: shape_of(self.tensors[name], case.dims) for name in self.batch}
+        (variant,) = (variant for variant in self.variants if variant.name == case.variant)
+        params = {name: shape_of(self.tensors[name], case.dims) for name in variant.params}
+        return params, {name: shape_of(self.tensors[name], case.dims) for name in (*self.batch, *variant.inputs)}
 
     def expected(self, case: Case) -> list[Expected]:
         """The collectives that the case's variant needs on the case's mesh, in one step."""
@@ -83,7 +84,8 @@ class Family:
 
     def ranges(self, case: Case) -> dict[str, int]:
         """How many ids there are, for each input that holds ids."""
-        return {name: case.dims[letter] for name, letter in self.ids.items()}
+        _, inputs = self.shapes(case)
+        return {name: case.dims[letter] for name, letter in self.ids.items() if name in inputs}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ MAX_NORM = {"gpt": 700.0, "llama": 102.0, "gpt2": 0.4, "llama3": 0.7}
 
 DIMS = {"B": 8, "S": 6, "D": 24, "H": 8, "K": 8, "E": 4, "F": 48, "V": 40, "N": 30, "C": 8}
 ROUNDED = ("float64", "float32", "bfloat16")
-INPUTS = ("x", "labels", "y")
+INPUTS = ("x", "labels", "step", "y")
 
 
 def is_output_dim(name: str, position: int, num_dims: int) -> bool:

@@ -21,6 +21,14 @@ VARIANTS = (
     Variant("gelu_tanh", {"activation": "gelu_tanh"}, ROUNDED, PARAMS),
     Variant("relu", {"activation": "relu"}, KINKED, PARAMS),
     Variant("gelu_erf_no_bias", {"activation": "gelu_erf"}, ROUNDED, ("up.w", "down.w")),
+    Variant(
+        "gelu_erf_dropout",
+        {"activation": "gelu_erf", "drop_rate": 0.1, "seed": 2026, "layer": 1},
+        (*ROUNDED, *TRAINING),
+        PARAMS,
+        ("step",),
+        dims={"N": 1_000_000},  # the number of the step is below
+    ),
 )
 
 WEIGHTS = {"up.w": "D F@tp", "up.b": "F@tp", "down.w": "F@tp D", "down.b": "D"}
@@ -45,7 +53,8 @@ FAMILIES = (
         layer="mlp",
         plan="megatron",
         dims=DIMS,
-        tensors={"x": "B S D", "y": "B S D", **WEIGHTS},
+        tensors={"x": "B S D", "y": "B S D", "step": "", **WEIGHTS},
+        ids={"step": "N"},
         collectives=MEGATRON,
         variants=(replace(VARIANTS[0], numerics=(*VARIANTS[0].numerics, *TRAINING)), *VARIANTS[1:]),
     ),
@@ -53,7 +62,8 @@ FAMILIES = (
         layer="mlp",
         plan="sequence_parallel",
         dims=DIMS_SP,
-        tensors={"x": "B S@tp D", "y": "B S@tp D", **WEIGHTS},
+        tensors={"x": "B S@tp D", "y": "B S@tp D", "step": "", **WEIGHTS},
+        ids={"step": "N"},
         collectives=SEQUENCE_PARALLEL,
         variants=VARIANTS,
     ),

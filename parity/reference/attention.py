@@ -10,6 +10,7 @@ from autograd.extend import defvjp, primitive
 from autograd.tracer import getval
 
 from parity.arithmetic import ModelArray
+from parity.reference.dropout import drop
 from parity.reference.formula import Arrays, Options
 from parity.reference.linear import affine
 from parity.reference.precision import narrow, widen
@@ -46,10 +47,11 @@ def rotations(x: Any, S: int, E: int, theta: float) -> tuple[Any, Any]:
     return cos, sin
 
 
-def attend(q: Any, k: Any, v: Any, E: int, options: Options) -> Any:
+def attend(q: Any, k: Any, v: Any, E: int, options: Options, step: Any = None) -> Any:
     """softmax(q k^T / sqrt E) v; q [B, S, H*E], k and v [B, S, K*E]; query head h reads key head h // (H/K).
 
-    `causal`: a query sees no later key. `rope_theta`: base of the rotary embedding, or None for none.
+    With a `step` the probabilities [K, B, G, S, T] are dropped out. `causal`: a query sees no later key.
+    `rope_theta`: base of the rotary embedding, or None for none.
     """
     B, S, _ = q.shape
     K, G = k.shape[2] // E, q.shape[2] // k.shape[2]
@@ -62,6 +64,10 @@ def attend(q: Any, k: Any, v: Any, E: int, options: Options) -> Any:
     scores = anp.matmul(anp.reshape(q, (K, B, G * S, E)), anp.swapaxes(k, -1, -2))
     seen = np.tile(np.tri(S, dtype=np.bool_) if options["causal"] else np.ones((S, S), np.bool_), (G, 1))
     weights = softmax(widen(scores) * E**-0.5, seen)
+    if step is not None:
+        by_head = anp.reshape(weights, (K, B, G, S, S))
+        dropped = drop(by_head, options["drop_rate"], options["seed"], options["layer"], step)
+        weights = anp.reshape(dropped, (K, B, G * S, S))
     y = anp.matmul(narrow(weights, v), v)
     return anp.reshape(anp.transpose(anp.reshape(y, (K, B, G, S, E)), (1, 3, 0, 2, 4)), (B, S, K * G * E))
 
@@ -92,4 +98,5 @@ def fused_attention(params: Arrays, batch: Arrays, options: Options) -> Any:
 def attention(params: Arrays, batch: Arrays, options: Options) -> Any:
     """y = attend(x w_q, x w_k, x w_v) w_o, each with its bias if it has one; y is [B, S, D]."""
     q, k, v = (affine(batch["x"], params, f"{name}.") for name in "qkv")
-    return affine(attend(q, k, v, q.shape[2] // options["num_heads"], options), params, "o.")
+    y = attend(q, k, v, q.shape[2] // options["num_heads"], options, batch.get("step"))
+    return affine(y, params, "o.")

@@ -12,6 +12,7 @@ from autograd.differential_operators import make_vjp
 from parity.reference.attention import attention, fused_attention
 from parity.reference.block import block, child, feed_forward
 from parity.reference.cross_entropy import cross_entropy
+from parity.reference.dropout import dropout
 from parity.reference.embedding import embedding
 from parity.reference.formula import Arrays, Formula, Options
 from parity.reference.linear import linear
@@ -47,6 +48,7 @@ LAYERS: dict[str, Formula] = {
     "mlp": mlp,
     "norm": norm,
     "swiglu": swiglu,
+    "dropout": dropout,
     "embedding": embedding,
     "cross_entropy": cross_entropy,
     "block": block,

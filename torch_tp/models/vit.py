@@ -23,8 +23,20 @@
 
 Forward and backward two a block; the loss; and dh of the head. The gradient of no parameter is a sum over devices.
 
+Under sequence parallelism (`field_sequence_parallel`, `classes_sequence_parallel`) h is [B, T/tp, D]: each device takes
+its own patches, and every all-reduce of B*T*D above is a reduce-scatter and an all-gather.
+
+                                field                               classes
+    forward                     2 L reduce-scatters of B*T*D,       2 L reduce-scatters and all-gathers of B*T*D,
+                                2 L + 1 all-gathers,                1 all-reduce of B*D: the mean of all tokens,
+                                1 all-reduce of a scalar            3 of B
+    backward                    2 L all-gathers of B*T*D,           2 L all-gathers and reduce-scatters of B*T*D,
+                                2 L + 1 reduce-scatters             1 all-reduce of B*D
+    backward, both              all-gathers of T*D (positions) and of B*T*F (dx); all-reduces of F*D and D (embedding),
+                                2 of D (last norm) and 6 of D a block
+
 Sources: Dosovitskiy et al., https://arxiv.org/abs/2010.11929 (mean pooling: appendix D.3); Megatron-LM,
-https://arxiv.org/abs/1909.08053, section 3.
+https://arxiv.org/abs/1909.08053, section 3; sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
 """
 
 from __future__ import annotations
@@ -33,38 +45,59 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.experimental import local_map
 
 from torch_tp import block, cross_entropy, latitude_error, linear, norm
+from torch_tp.collectives import reduce_from_tp
+from torch_tp.embedding import check_tokens
 from torch_tp.latitude_error import check_patch, cut_patches
 from torch_tp.layouts import Plan, child, placements_of
 from torch_tp.models import bert, gpt
-from torch_tp.models.common import build_blocks
+from torch_tp.models.common import build_blocks, own_tokens
 
-CHILDREN = {
-    "embed": bert.PLANS["megatron"].children["dense"],
-    "positions": gpt.PLANS["megatron"].children["positions"],
-    "block": block.PLANS["megatron"],
-    "norm": norm.PLANS["replicated"],
-    "head": linear.PLANS["column_parallel"],
-}
+
+def layers_of(plan: str) -> dict[str, Plan]:
+    """The plans of the layers, the blocks in this one."""
+    return {
+        "embed": bert.PLANS[plan].children["dense"],
+        "positions": gpt.PLANS[plan].children["positions"],
+        "block": block.PLANS[plan],
+        "norm": gpt.PLANS[plan].children["norm"],
+    }
+
 
 PLANS = {
-    "field": Plan(
+    f"field{suffix}": Plan(
         x=Replicate(),
         y=Replicate(),
         inputs={"truth": Replicate()},
         constants=("truth",),
-        children={**CHILDREN, "loss": latitude_error.PLANS["feature_parallel"]},
-    ),
-    "classes": Plan(
+        children={
+            **layers_of(plan),
+            "head": linear.PLANS[head],
+            "loss": latitude_error.PLANS["feature_parallel"],
+        },
+    )
+    for plan, suffix, head in (
+        ("megatron", "", "column_parallel"),
+        ("sequence_parallel", "_sequence_parallel", "column_sequence_parallel"),
+    )
+} | {
+    f"classes{suffix}": Plan(
         x=Replicate(),
         y=Replicate(),
         inputs={"labels": Replicate()},
-        children={**CHILDREN, "loss": cross_entropy.PLANS["vocab_parallel"]},
-    ),
+        children={
+            **layers_of(plan),
+            "head": linear.PLANS["column_parallel"],  # of the mean, which is whole
+            "loss": cross_entropy.PLANS["vocab_parallel"],
+        },
+    )
+    for plan, suffix in (("megatron", ""), ("sequence_parallel", "_sequence_parallel"))
 }
 
 
@@ -102,7 +135,8 @@ class Vit(nn.Module):
         options: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.patch, self.whole = patch, placements_of(plan.children["block"].y)
+        self.style, self.patch, self.layout = style, patch, placements_of(plan.children["block"].y)
+        self.axis, self.is_shared_out = mesh, self.layout == (Shard(1),)
         plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.embed = layers["embed"][style](mesh, plans["embed"], child(state, "embed"))
         self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
@@ -116,6 +150,9 @@ class Vit(nn.Module):
         patches_BTF, size = cut_patches(x_BCIJ, self.patch), self.positions.weight.shape[0]
         if patches_BTF.shape[1] != size:
             raise ValueError(f"a grid of {patches_BTF.shape[1]} patches, but the model has {size} positions")
+        if self.is_shared_out:
+            check_tokens(size, self.axis.size())
+            patches_BTF = own_tokens(patches_BTF, 1, self.style)
         h_BTD = self.positions(self.embed(patches_BTF))
         for layer in self.blocks:
             h_BTD = layer(h_BTD)
@@ -126,8 +163,8 @@ class FieldVit(Vit):
     """Every token's features give its patch of the field."""
 
     def forward(self, x_BCIJ: DTensor, truth_BCIJ: DTensor) -> DTensor:
-        # Sends nothing; but backward this is where the sum of the partial gradients of h becomes whole.
-        h_BTD = self.features(x_BCIJ).redistribute(placements=self.whole)
+        # Sends nothing; but backward this is where the sum of the partial gradients of a whole h becomes whole.
+        h_BTD = self.features(x_BCIJ).redistribute(placements=self.layout)
         return self.loss(self.head(h_BTD), truth_BCIJ)
 
 
@@ -135,8 +172,31 @@ class ClassVit(Vit):
     """The mean of all tokens' features gives the class: a sequence of one token."""
 
     def forward(self, x_BCIJ: DTensor, labels_B: DTensor) -> DTensor:
-        h_B1D = self.features(x_BCIJ).mean(1, keepdim=True).redistribute(placements=self.whole)
+        h_BTD = self.features(x_BCIJ)
+        if self.is_shared_out:
+            h_B1D = self.mean_of_all(h_BTD)
+        else:
+            h_B1D = h_BTD.mean(1, keepdim=True).redistribute(placements=self.layout)
         return self.loss(self.head(h_B1D), labels_B[:, None])
+
+    def mean_of_all(self, h_BTD: DTensor) -> DTensor:
+        """The mean of the tokens of all devices, [B, 1, D]."""
+        if self.style == "manual":
+            mean = local_map(
+                self.body,
+                in_placements=(self.layout,),
+                out_placements=[Replicate()],
+                device_mesh=self.axis,
+            )
+            h_B1D = mean(h_BTD)
+        else:
+            h_B1D = h_BTD.sum(1, keepdim=True).redistribute(placements=[Replicate()]) / h_BTD.shape[1]
+        # Sends nothing; but backward this is where the sum of the partial gradients becomes whole, of one token.
+        return h_B1D.redistribute(placements=[Replicate()])
+
+    def body(self, h: torch.Tensor) -> torch.Tensor:
+        total = reduce_from_tp(h.sum(1, keepdim=True), self.axis)  # [B, 1, D] of [B, T/tp, D]
+        return total / (h.shape[1] * self.axis.size())
 
 
 STYLES = {style: {"field": FieldVit, "classes": ClassVit} for style in ("auto", "typed", "manual")}
