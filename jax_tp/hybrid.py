@@ -99,6 +99,8 @@ class Hybrid:
     @property
     def PLANS(self) -> dict[str, Plan]:  # noqa: N802  a layer's name for it
         inner = self.layer.PLANS[self.plan]
+        inputs = {name: layout for name, layout in inner.inputs.items() if name != "step"}  # no dropout: see `build`
+        inner = replace(inner, inputs=inputs)
         return {axis: replace(on_batch(inner, axis), params={}, children={"inner": inner}) for axis in AXES}
 
     def check_inputs(self, inputs: Mapping[str, np.ndarray], **options: Any) -> None:
@@ -109,8 +111,12 @@ class Hybrid:
     def build(self, mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
         """The layer, auto or manual, on tp or on x and y, shared out over the other axis; `state`: that of "inner".
 
-        Raises ValueError as the layer's `build` does, and for a parameter that the axis does not divide.
+        Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, and for dropout.
         """
+        if options.get("drop_rate"):
+            raise ValueError(
+                "drop_rate: each part of the batch would have the same masks; without dropout it would work"
+            )
         axis = next(name for name in mesh.axis_names if name in AXES)
         inner_plan = plan.children["inner"] if style == "manual" else on_batch(plan.children["inner"], axis)
         inner = self.layer.build(mesh, style, inner_plan, child(state, "inner"), **options)

@@ -68,7 +68,7 @@ class Hybrid:
         plan = Plan(
             x=on_batch(inner.x),
             y=on_batch(inner.y, not self.is_mean),
-            inputs={name: on_batch(layout) for name, layout in inner.inputs.items()},
+            inputs={name: on_batch(layout) for name, layout in inner.inputs.items() if name != "step"},
             children={"inner": inner},
         )
         return dict.fromkeys(AXES, plan)
@@ -83,8 +83,12 @@ class Hybrid:
     ) -> nn.Module:
         """The layer in the given style on tp or on x and y, shared out over the other axis; `state`: that of "inner".
 
-        Raises ValueError as the layer's `build` does, and for a parameter that the axis does not divide.
+        Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, and for dropout.
         """
+        if options.get("drop_rate"):
+            raise ValueError(
+                "drop_rate: each part of the batch would have the same masks; without dropout it would work"
+            )
         axis = next(name for name in mesh.mesh_dim_names or () if name in AXES)
         inner = self.layer.build(inner_mesh(mesh), style, plan.children["inner"], child(state, "inner"), **options)
         return DataParallel(mesh, axis, inner, self.is_mean)

@@ -102,6 +102,7 @@ def classes(num_blocks: int = NUM_BLOCKS, plan: str = "megatron") -> Family:
             Expected("all_reduce", "tp", "forward", "B*D", "the mean sums over all tokens", of_tokens=True),
         ),
     }
+    max_norm = {"megatron": 2.6, "sequence_parallel": 2.0}  # of the gradient: where some steps are clipped
     return vit(
         "classes",
         plan,
@@ -113,7 +114,9 @@ def classes(num_blocks: int = NUM_BLOCKS, plan: str = "megatron") -> Family:
             Expected("all_reduce", "tp", "backward", "B*D", reason),
             *mean[plan],
         ),
-        Variant("digits", block.VIT, (*ROUNDED, *TRAINING), (), sizes={**SIZES, "num_classes": "N"}, max_norm=2.6),
+        Variant(
+            "digits", block.VIT, (*ROUNDED, *TRAINING), (), sizes={**SIZES, "num_classes": "N"}, max_norm=max_norm[plan]
+        ),
     )
 
 

@@ -112,6 +112,11 @@ def summed_over_all(original: Any) -> Any:
     return norm
 
 
+def by_local_place(original: Any) -> Any:
+    """Each device draws the mask of its shard as if that were the whole: all shards have the same."""
+    return lambda x, dim, axis: original(x, None, None)
+
+
 def tanh_activation(original: dict[str, Any]) -> dict[str, Any]:
     return {**original, "gelu_erf": partial(torch.nn.functional.gelu, approximate="tanh")}
 
@@ -148,5 +153,6 @@ def replacements(fault: str) -> dict[str, Replace]:
         "gradients_not_synced_over_dp": {"replicate": lambda original: lambda module, mesh: None},
         "panel_of_another_owner": {"broadcast": from_the_next},
         "norm_gradient_of_own_rows": {"copy_to_tp": but_over_x},
+        "masks_by_local_place": {"positions": by_local_place},
         "target_of_another_dtype": {"loss_and_gradients": narrower_target},
     }[fault]

@@ -28,13 +28,14 @@ FAULTS = {
     13: "gradients_not_synced_over_dp",
     14: "panel_of_another_owner",
     15: "norm_gradient_of_own_rows",
+    16: "masks_by_local_place",
 }
 
 
 @contextmanager
 def planted(framework: str, fault: str) -> Iterator[None]:
     """Replace what makes the fault, in the layers and the optimizer of this framework."""
-    names = ("linear", "mlp", "hybrid", "grid.norm", "grid.summa", "optimizer", "tasks")
+    names = ("linear", "mlp", "dropout", "hybrid", "grid.norm", "grid.summa", "optimizer", "tasks")
     modules = [importlib.import_module(f"{framework}_tp.{name}") for name in names]
     replacements = importlib.import_module(f"faults_{framework}").replacements(fault)
     with ExitStack() as stack:

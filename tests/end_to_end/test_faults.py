@@ -40,9 +40,10 @@ PLANTED = {
     "gradients_not_synced_over_dp": ("dp", "gpt", "manual", rf" (step1.)?inner.mlp.up.w(.grad)?: .*({NUMBERS})"),
     "panel_of_another_owner": ("summa", "bias", "manual", rf" y: .*({NUMBERS})"),
     "norm_gradient_of_own_rows": ("grid", "layer_norm", "manual", rf" scale.grad: .*({NUMBERS})"),
+    "masks_by_local_place": ("feature_parallel", "half", "manual", rf" y: .*({NUMBERS})"),
     "decay_of_the_framework": ("megatron", "gelu_erf", "typed", rf" step1.down.w: .*({NUMBERS})"),
 }
-LAYERS = ("linear", "mlp", "hybrid.block", "grid.linear", "grid.norm")
+LAYERS = ("linear", "mlp", "dropout", "hybrid.block", "grid.linear", "grid.norm")
 IN_TRAINING = ("weights_never_move", "replicated_gradients_counted_tp_times", "decay_of_the_framework")
 # The faults that must be seen as well where rounding is coarser.
 ALSO_FLOAT32 = ("missing_all_reduce", "bias_added_tp_times", "swapped_shards", "gelu_tanh_for_erf", *IN_TRAINING)
