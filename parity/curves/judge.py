@@ -11,7 +11,6 @@ import numpy as np
 import scipy.stats
 
 from parity.check import assemble, check_layouts
-from parity.compare import timing_of
 from parity.contract import FRAMEWORKS, Case, ContractError
 from parity.curves.noise import reference, reference_and_bounds
 from parity.curves.setup import Training
@@ -39,7 +38,6 @@ class Judgement:
     errors: dict[str, dict[str, float]]  # by framework: loss, norm, and the worst of all parameters and moments
     apart: dict[str, float]  # of torch and jax from each other
     control: dict[str, float]  # of `wrong` from the reference
-    timing: dict[str, Any]
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -54,7 +52,7 @@ class Judgement:
 
         figures: dict[str, Any] = {name: lists(getattr(self, name)) for name in ("reference", "bound", "wrong")}
         figures["curves"] = {name: lists(curves) for name, curves in self.curves.items()}
-        rest = ("source", "errors", "apart", "control", "timing", "verdict", "findings")
+        rest = ("source", "errors", "apart", "control", "verdict", "findings")
         return {
             "case": self.case.id,
             "recipe": self.case.recipe,
@@ -84,7 +82,6 @@ def judge(training: Training, directory: Path, on_sample: Callable[[], None] = l
         errors={framework: errors_of(values, want, bounds) for framework, (values, _) in held.items()},
         apart={},
         control={},
-        timing={framework: timing_of(run.answers[framework].results[case.id]) for framework in FRAMEWORKS},
     )
     for name in QUANTITIES:
         # Two frameworks err independently of each other: their distance is that of two deviations, root 2 of one.

@@ -33,13 +33,12 @@ def curves_table(judgement: Any) -> Table:
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    headings = ("loss,\nfirst", "loss,\nlast", "error:\nloss", "error:\nnorm", "error:\nparams", "ms a\nstep")
+    headings = ("loss,\nfirst", "loss,\nlast", "error:\nloss", "error:\nnorm", "error:\nparams")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for framework in FRAMEWORKS:
         loss, errors = judgement.curves[framework]["loss"], judgement.errors[framework]
-        figures = [f"{loss[0]:.4f}", f"{loss[-1]:.4f}", *(f"{errors[name]:.2f}" for name in errors)]
-        table.add_row(framework, *figures, f"{1e3 * judgement.timing[framework]['steady_s']:.0f}")
+        table.add_row(framework, f"{loss[0]:.4f}", f"{loss[-1]:.4f}", *(f"{errors[name]:.2f}" for name in errors))
     for label, errors in (("torch - jax", judgement.apart), ("control: rate + 0.1 %", judgement.control)):
-        table.add_row(label, "", "", f"{errors['loss']:.2f}", f"{errors['norm']:.2f}", "", "")
+        table.add_row(label, "", "", f"{errors['loss']:.2f}", f"{errors['norm']:.2f}", "")
     return table
