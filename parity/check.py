@@ -137,7 +137,7 @@ def check_collectives(
         rewrites, left = explain(payloads(expected), payloads(got), only_equivalents=True)
         if is_compiled and not left:
             return Finding(), list(dict.fromkeys(f"{name}: {rewrite.name}" for rewrite in rewrites))
-        more = sum(entry.payload_bytes for entry in wider) - sum(entry.payload_bytes for entry in expected)
+        more = sum(payloads(wider).values()) - sum(payloads(expected).values())
         if wider and more:
             widened, notes = check_collectives(name, got, wider, is_compiled)
             if widened.verdict == "pass":

@@ -19,7 +19,7 @@ from parity.predict import Prediction, Question, predict
 from parity.predict.advise import advise
 from parity.predict.crossover import crossover, crossover_json
 from parity.predict.prediction import SCHEMA_VERSION
-from parity.predict.request import DATA_AXES, GRID_PLANS
+from parity.predict.request import DATA_AXES
 from parity.predict.sweep import Choice, plan_choices, sweep_json, tp_choices
 from parity.presets import load_preset
 from parity.report.prediction import print_prediction
@@ -90,7 +90,7 @@ def predict_step(
 
 def sweep_plans(question: Question, trace: Tracer, as_json: bool, out: Path | None) -> None:
     """The plans on the question's mesh, and the crossover from 1D to 2D by number of GPUs."""
-    choices = trace.fill(plan_choices(question, question.plans, GRID_PLANS))
+    choices = trace.fill(plan_choices(question))
     rows = crossover(question)
     title = f"{question.preset.name} on {question.num_gpus:,} GPUs of {question.machine.name}, by plan"
 

@@ -68,12 +68,10 @@ def product(
     K: str,
     columns: Mapping[str, str],
     exchanged: bool = False,
-    is_first: bool = False,
 ) -> tuple[Expected, ...]:
     """The collectives of one product, M, K formulas. columns: N of each weight of it, by its parameter's name.
 
-    exchanged: whether the roles of x and y are. is_first: whether x is the layer's input, of which training takes no
-    gradient.
+    exchanged: whether the roles of x and y are.
     """
     axes = {"r": "y", "c": "x"} if exchanged else {"r": "x", "c": "y"}
     of_x, of_w = ELEMENTS[algorithm]

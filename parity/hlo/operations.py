@@ -40,6 +40,7 @@ _FREE = {
 }
 _SLICES = ("dynamic-slice", "slice", "gather")
 _VIEWS = ("bitcast", "get-tuple-element")
+_CALLED = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
 
 
 def read_operations(module: Module) -> tuple[Operation, ...]:
@@ -68,13 +69,15 @@ def stacked_bytes(module: Module) -> int:
 def _walk(module: Module, name: str, trips: int) -> Iterator[tuple[Operation, int]]:
     computation = module.computations[name]
     for instruction in computation.instructions.values():
-        opcode = instruction.opcode.removesuffix("-start").removesuffix("-done").removesuffix("-update")
+        opcode = instruction.opcode.removesuffix("-start")
         if opcode == "while":
             yield from _walk(module, instruction.called("body")[0], trips * (trip_count(instruction) or 1))
+        elif instruction.opcode.endswith(("-done", "-update")):
+            continue  # what its start has begun is counted there
         elif opcode in ("call", "async", "conditional"):
-            for called in instruction.called("to_apply", "calls", "branch_computations"):
+            for called in instruction.called(*_CALLED):
                 yield from _walk(module, called, trips)
-        elif opcode not in _FREE and not instruction.opcode.endswith(("-done", "-update")):
+        elif opcode not in _FREE:
             yield _operation(module, computation, instruction), trips
 
 

@@ -99,7 +99,7 @@ def _batch_small(question: Question) -> Condition:
 
 def _fast_link(choices: Sequence[Choice]) -> Condition:
     laid_out = [choice for choice in choices if choice.steps and choice.question.size(("tp",)) > 1]
-    shares = [(choice, choice.share_of_tensor_axes()) for choice in laid_out]
+    shares = [(choice, choice.share_of_tensor_axis()) for choice in laid_out]
     text = "; ".join(f"{choice.name} {share:.0%} of a step, {tensor_link(choice.question)}" for choice, share in shares)
     is_fast = any(share <= FAST_SHARE for _, share in shares)
     return Condition("fast link inside a group?", is_fast, text or "no tp degree could be laid out")

@@ -14,9 +14,8 @@ from parity.presets import Preset
 from parity.step_contract import StepRequest
 
 DATA_AXES = ("dp", "fsdp")  # those that share out the batch
-TENSOR_AXES = ("tp", "x", "y")
+TENSOR_AXIS = "tp"  # grids are not traced as whole steps: `crossover` has their closed formulas
 PLANS = ("megatron", "sequence_parallel")  # of models of tokens; a ViT has the one of its preset
-GRID_PLANS: tuple[str, ...] = ()  # none is traced as a whole step: `crossover` has their closed formulas
 DTYPES = ("bfloat16", "float32")
 
 
@@ -51,9 +50,10 @@ class Question:
         dtype: str,
         is_checkpointed: bool,
     ) -> Question:
-        """As the command line has it: the plan of the preset if none is named; a ViT's sequence is its patches.
+        """As the command line has it: the plan of the preset if none is named; a ViT's sequence is its patches; tp=1
+        where the mesh has no axis tp.
 
-        Raises RequestError for a model of tokens without a sequence.
+        Raises RequestError for a model of tokens without a sequence, and for a mesh of other axes.
         """
         dims = preset.dims
         if preset.layer == "models.vit":
@@ -63,6 +63,8 @@ class Question:
             seq = patches
         if seq is None:
             raise RequestError(f"{preset.name}: --seq is missing: how many tokens a sequence has")
+        mesh = mesh if TENSOR_AXIS in mesh else {**mesh, TENSOR_AXIS: 1}
+        check_axes(mesh)
         return cls(machine, preset, mesh, batch, seq, plan or preset.family.plan, style, dtype, is_checkpointed)
 
     @property
@@ -118,10 +120,8 @@ def mesh_text(mesh: Mapping[str, int]) -> str:
 def check(question: Question) -> None:
     """Raises RequestError for what does not divide, CostError for a mesh that the machine cannot hold."""
     mesh, preset = question.mesh, question.preset
-    if unknown := [axis for axis in mesh if axis not in (*DATA_AXES, *TENSOR_AXES)]:
-        raise RequestError(f"mesh axis {unknown[0]!r}: there are {', '.join((*DATA_AXES, *TENSOR_AXES))}")
     for word, value, known in (
-        ("plan", question.plan, (*question.plans, *GRID_PLANS)),
+        ("plan", question.plan, question.plans),
         ("style", question.style, STYLES),
         ("dtype", question.dtype, DTYPES),
     ):
@@ -142,6 +142,16 @@ def check(question: Question) -> None:
     for what, size in sizes.items():
         if size % tp:
             raise RequestError(f"{preset.name}: {what} do not divide over tp={tp}: take {degrees_text(sizes, tp)}")
+
+
+def check_axes(mesh: Mapping[str, int]) -> None:
+    """Raises RequestError for a mesh that is not (dp | fsdp) x tp, tp innermost: steps are traced on no other."""
+    if unknown := [axis for axis in mesh if axis not in (*DATA_AXES, TENSOR_AXIS)]:
+        raise RequestError(f"mesh axis {unknown[0]!r}: there are {', '.join((*DATA_AXES, TENSOR_AXIS))}")
+    if all(axis in mesh for axis in DATA_AXES):
+        raise RequestError(f"mesh {mesh_text(mesh)}: dp and fsdp together are not traced; take one of them")
+    if list(mesh)[-1] != TENSOR_AXIS:
+        raise RequestError(f"mesh {mesh_text(mesh)}: tp must be the last axis, whose GPUs are neighbours")
 
 
 def divided(question: Question) -> dict[str, int]:

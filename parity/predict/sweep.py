@@ -9,7 +9,7 @@ from typing import Any
 from parity.cost import CostError, Estimate, Group, collective_time
 from parity.cost.step import link_of
 from parity.predict.prediction import FrameworkStep, Prediction
-from parity.predict.request import TENSOR_AXES, Question, RequestError, check, mesh_text
+from parity.predict.request import TENSOR_AXIS, Question, RequestError, check, mesh_text
 
 DEGREES = (1, 2, 4, 8)
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
@@ -42,23 +42,23 @@ class Choice:
         return all(step.fit.fits for step in self.steps if step.fit)
 
     def tensor_traffic(self) -> tuple[float, float]:
-        """Bytes that a GPU sends along the tensor-parallel axes, and seconds; the mean of the frameworks."""
+        """Bytes that a GPU sends along the axis tp, and seconds; the mean of the frameworks."""
         own = [
             one
             for step in self.steps
             if step.cost
             for one in step.cost.collectives
-            if set(one.entry.axis.split("+")) & set(TENSOR_AXES)
+            if TENSOR_AXIS in one.entry.axis.split("+")
         ]
         number = max(len(self.steps), 1)
         return sum(one.wire_bytes for one in own) / number, sum(one.time.seconds for one in own) / number
 
-    def share_of_tensor_axes(self) -> float:
-        """Of the step, the collectives of the tensor-parallel axes that show, the mean of the frameworks."""
+    def share_of_tensor_axis(self) -> float:
+        """Of the step, the tensor-parallel collectives that show, the mean of the frameworks."""
         shares = []
         for step in self.steps:
             assert step.cost is not None
-            own = [part.time.seconds for part in step.cost.parts if part.name.split()[0] in TENSOR_AXES]
+            own = [part.time.seconds for part in step.cost.parts if TENSOR_AXIS in part.name.split()[0].split("+")]
             shares.append(sum(own) / step.cost.step.seconds)
         return sum(shares) / len(shares) if shares else 0.0
 
@@ -75,7 +75,7 @@ def tp_choices(question: Question, degrees: Iterable[int] = DEGREES) -> list[Cho
     """The mesh's GPUs as (what is left) x tp; the innermost data axis takes what tp leaves."""
     choices = []
     for degree in degrees:
-        mesh = {axis: size for axis, size in question.mesh.items() if axis not in TENSOR_AXES}
+        mesh = {axis: size for axis, size in question.mesh.items() if axis != TENSOR_AXIS}
         data_axis = next(reversed(mesh), "fsdp")
         others = 1
         for axis, size in mesh.items():
@@ -91,13 +91,9 @@ def tp_choices(question: Question, degrees: Iterable[int] = DEGREES) -> list[Cho
     return choices
 
 
-def plan_choices(question: Question, plans: Iterable[str], grid_plans: Iterable[str]) -> list[Choice]:
-    """1D plans on the mesh as it is, 2D ones on the same GPUs with x times y in place of tp."""
-    choices = [_checked(plan, replace(question, plan=plan)) for plan in plans]
-    tp = question.size(("tp",))
-    x = max(side for side in range(1, int(tp**0.5) + 1) if tp % side == 0)
-    mesh = {**{axis: size for axis, size in question.mesh.items() if axis not in TENSOR_AXES}, "x": x, "y": tp // x}
-    return choices + [_checked(plan, replace(question.on(mesh), plan=plan)) for plan in grid_plans]
+def plan_choices(question: Question) -> list[Choice]:
+    """The plans of the model on the mesh as it is."""
+    return [_checked(plan, replace(question, plan=plan)) for plan in question.plans]
 
 
 def _checked(name: str, question: Question) -> Choice:
@@ -125,7 +121,7 @@ def _verdict(choice: Choice, best: Choice | None) -> Verdict:
     if not choice.fits:
         lacking = max(-step.fit.spare_bytes for step in choice.steps if step.fit)
         return Verdict("avoid", f"lacks {lacking / 1e9:.1f} GB of memory")
-    share = choice.share_of_tensor_axes()
+    share = choice.share_of_tensor_axis()
     about = f"{share:.0%} of it tensor-parallel collectives ({tensor_link(choice.question)})" if share > 0 else ""
     assert best is not None
     if choice is best:
@@ -136,15 +132,9 @@ def _verdict(choice: Choice, best: Choice | None) -> Verdict:
 
 
 def tensor_link(question: Question) -> str:
-    """The slowest link that the tensor-parallel axes cross."""
-    links = [link_of(group) for group in tensor_groups(question) if group.gpus > 1]
-    return next((link for link in ("both", "network", "nvlink") if link in links), "none")
-
-
-def tensor_groups(question: Question) -> list[Group]:
-    """One a tensor-parallel axis of the mesh."""
-    axes = [axis for axis in question.mesh if axis in TENSOR_AXES]
-    return [Group.of_axis(question.mesh, axis, question.machine.gpus_per_node) for axis in axes]
+    """The link that the axis tp crosses."""
+    group = Group.of_axis(question.mesh, TENSOR_AXIS, question.machine.gpus_per_node)
+    return link_of(group) if group.gpus > 1 else "none"
 
 
 def all_reduce_of(question: Question) -> Estimate | None:
@@ -173,7 +163,7 @@ def sweep_json(choices: Iterable[Choice]) -> list[dict[str, Any]]:
             one["all_reduce_bytes"] = activation_bytes(choice.question)
             one["all_reduce"] = None if all_reduce is None else all_reduce.to_json()
             one["tensor_parallel_wire_bytes"], one["tensor_parallel_s"] = choice.tensor_traffic()
-            one["tensor_parallel_share"] = choice.share_of_tensor_axes()
+            one["tensor_parallel_share"] = choice.share_of_tensor_axis()
         one["prediction"] = choice.prediction.to_json() if choice.prediction else None
         rows.append(one)
     return rows

@@ -64,7 +64,7 @@ def _sweep_cells(choice: Choice, of_plan: bool) -> list[Text | str]:
         one = all_reduce_of(choice.question)
         sent = [size_text(activation_bytes(choice.question)), duration(one.seconds)] if one else ["-", "-"]
     steps = [choice.prediction.steps.get(name) if choice.prediction else None for name in FRAMEWORKS]
-    link, share = tensor_link(choice.question), f"{choice.share_of_tensor_axes():.0%}"
+    link, share = tensor_link(choice.question), f"{choice.share_of_tensor_axis():.0%}"
     return [link, *sent, share, *(_peak(step) for step in steps), *(_seconds(step) for step in steps)]
 
 

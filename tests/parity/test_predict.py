@@ -140,6 +140,12 @@ def test_a_vit_has_its_plan_and_its_patches(call):
     refused(call("predict", *ON_DERECHO[:-2]), "llama3-8b: --seq is missing")
 
 
+def test_a_mesh_without_tp_has_one_of_size_1(call):
+    content = json.loads(call("predict", *changed(mesh="fsdp=8"), "--json").stdout)
+    assert content["mesh"] == {"fsdp": 8, "tp": 1}
+    assert content["frameworks"]["torch"]["step"]["seconds"] > 0
+
+
 def test_checkpointed_step_is_another_question_to_the_frameworks():
     plain, again = (question(is_checkpointed=flag).request() for flag in (False, True))
     assert (plain.recompute, again.recompute) == (False, True)
@@ -167,7 +173,10 @@ def changed(**options):
     [
         ({"mesh": "fsdp=128,tp=4"}, "mesh fsdp=128,tp=4 has 512 GPUs: derecho has 328 (82 nodes of 4)"),
         ({"mesh": "fsdp=2,tp=3"}, "groups lie unevenly on nodes of 4 GPUs"),
-        ({"mesh": "pp=2,tp=4"}, "mesh axis 'pp': there are dp, fsdp, tp, x, y"),
+        ({"mesh": "pp=2,tp=4"}, "mesh axis 'pp': there are dp, fsdp, tp"),
+        ({"mesh": "x=2,y=2", "sweep": "tp"}, "mesh axis 'x': there are dp, fsdp, tp"),
+        ({"mesh": "dp=2,fsdp=2,tp=2"}, "mesh dp=2,fsdp=2,tp=2: dp and fsdp together are not traced"),
+        ({"mesh": "tp=4,fsdp=2"}, "mesh tp=4,fsdp=2: tp must be the last axis"),
         ({"mesh": "tp"}, "--mesh 'tp': expected NAME=SIZE"),
         ({"mesh": "tp=4,tp=2"}, "--mesh 'tp=4,tp=2': has 'tp' twice"),
         ({"mesh": "fsdp=1,tp=16"}, "8 key and value heads do not divide over tp=16: take tp=1, 2, 4 or 8"),
