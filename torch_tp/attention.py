@@ -17,6 +17,7 @@ backward the other way round; the bias of o, which each device adds to its own t
 
 Heads are what is sharded: whole heads, each as independent of the others as the features of the MLP are. So tp must
 divide K; for less keys than devices see `replicated_kv.py`, for q, k, v in one weight `fused_attention.py`.
+Of the probabilities, where there is a `step`, each device drops those of its own heads out (dropout.py).
 The softmax, its scaling and RoPE are computed in float32 for bfloat16; the products take and give bfloat16.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, figure 3b; GQA, https://arxiv.org/abs/2305.13245.

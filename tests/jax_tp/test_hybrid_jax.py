@@ -41,3 +41,11 @@ def test_whole_parameters_are_not_kept_and_activations_are():
     assert kept("all_gather", 3, axis_name=("tp",))
     assert kept("sharding_constraint", 3)
     assert kept("dot_general", 3)
+
+
+def test_dropout_is_refused_as_all_parts_of_the_batch_would_have_the_same_masks():
+    inner = SimpleNamespace(build=None)
+    with pytest.raises(
+        ValueError, match=r"^drop_rate: the masks would be the same for each part of the batch; 0 would"
+    ):
+        hybrid.Hybrid(inner, "megatron", False).build(None, "manual", None, {}, drop_rate=0.1)

@@ -18,3 +18,11 @@ def test_uneven_parts_are_refused_and_even_ones_and_replicas_taken():
     hybrid.check_divisible(with_rows(3), "dp", 2)
     with pytest.raises(ValueError, match=r"fsdp=2 does not divide the 3 outputs of up\.weight that a tp shard has"):
         hybrid.check_divisible(with_rows(3), "fsdp", 2)
+
+
+def test_dropout_is_refused_as_all_parts_of_the_batch_would_have_the_same_masks():
+    inner = SimpleNamespace(build=None)
+    with pytest.raises(
+        ValueError, match=r"^drop_rate: the masks would be the same for each part of the batch; 0 would"
+    ):
+        hybrid.Hybrid(inner, "megatron", False).build(None, "manual", None, {}, drop_rate=0.1)
