@@ -114,9 +114,7 @@ class Hybrid:
         Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, and for dropout.
         """
         if options.get("drop_rate"):
-            raise ValueError(
-                "drop_rate: each part of the batch would have the same masks; without dropout it would work"
-            )
+            raise ValueError("drop_rate: the masks would be the same for each part of the batch; 0 would work")
         axis = next(name for name in mesh.axis_names if name in AXES)
         inner_plan = plan.children["inner"] if style == "manual" else on_batch(plan.children["inner"], axis)
         inner = self.layer.build(mesh, style, inner_plan, child(state, "inner"), **options)

@@ -86,9 +86,7 @@ class Hybrid:
         Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, and for dropout.
         """
         if options.get("drop_rate"):
-            raise ValueError(
-                "drop_rate: each part of the batch would have the same masks; without dropout it would work"
-            )
+            raise ValueError("drop_rate: the masks would be the same for each part of the batch; 0 would work")
         axis = next(name for name in mesh.mesh_dim_names or () if name in AXES)
         inner = self.layer.build(inner_mesh(mesh), style, plan.children["inner"], child(state, "inner"), **options)
         return DataParallel(mesh, axis, inner, self.is_mean)
