@@ -49,6 +49,7 @@ from jax_tp.linear import (
     values,
 )
 from jax_tp.rope import rotate, rotations
+from jax_tp.state import check_plan, check_state
 
 COLUMN, ROW = LINEAR["column_parallel"], LINEAR["row_parallel"]
 
@@ -206,6 +207,13 @@ class ManualAttention(nnx.Module):
         return y if b_o is None else y + b_o
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {
+    **{"q.w": "D H*E", "q.b?": "H*E"},
+    **{f"{name}.{leaf}": shape for name in "kv" for leaf, shape in (("w", "D K*E"), ("b?", "K*E"))},
+    **{"o.w": "H*E D", "o.b?": "D"},
+}
+
 STYLES = {"auto": AutoAttention, "typed": TypedAttention, "manual": ManualAttention}
 
 
@@ -227,6 +235,9 @@ def build(
     drop_rate: of what is dropped out of the probabilities where there is a `step`; seed, layer: its key.
     Raises ValueError if tp does not divide the heads, and as `make_draw` does.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES, {"H": num_heads, "K": num_kv_heads})
+
     check_heads(num_heads, num_kv_heads, mesh.shape["tp"])
     size, group = state["o.w"].shape[0] // num_heads, num_heads // num_kv_heads
     draw = make_draw(drop_rate, seed, layer)

@@ -34,6 +34,7 @@ from jax.sharding import Mesh
 
 from jax_tp import attention, dropout, mlp, norm, swiglu
 from jax_tp.layouts import Plan, State, child
+from jax_tp.state import check_plan, check_state, under
 
 PLANS = {
     plan: Plan(
@@ -109,6 +110,17 @@ class Block(nnx.Module):
         return h_BSD + self.fed_forward(self.norm2(h_BSD), step)
 
 
+def shapes_of(state: State, norm_kind: str, activation: str) -> dict[str, str]:
+    """The state by name, in sizes: state.py; that of a gated MLP is packed or not."""
+    gated = swiglu.PACKED if swiglu.is_packed(child(state, "mlp")) else swiglu.SEPARATE
+    return {
+        **under("norm1", norm.SHAPES[norm_kind]),
+        **under("attention", attention.SHAPES),
+        **under("norm2", norm.SHAPES[norm_kind]),
+        **under("mlp", gated if activation == "swiglu" else mlp.SHAPES),
+    }
+
+
 STYLES = {"auto": Block, "typed": Block, "manual": Block}
 
 
@@ -118,4 +130,8 @@ def build(mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> n
     options: those of `Block`; activation: of the MLP, or "swiglu" for the gated one; drop_rate: of the dropout where
     there is a step; number: of the block in the model, from 0. Raises ValueError as `attention.build` does.
     """
+    check_plan(plan, PLANS)
+    heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
+    check_state(state, shapes_of(state, options["norm_kind"], options["activation"]), heads)
+
     return STYLES[style](mesh, style, plan, state, **options)

@@ -36,6 +36,7 @@ from jax.sharding import PartitionSpec as P
 from jax_tp.collectives import map_shards, reduce_from_tp, reduce_scatter_to_sp
 from jax_tp.layouts import Plan, State, place
 from jax_tp.linear import SEQUENCE_SHARDED
+from jax_tp.state import check_plan, check_state
 
 PLANS = {
     "vocab_parallel": Plan(x=P(None, None), y=P(None, None, None), params={"embedding": P("tp", None)}),
@@ -169,6 +170,9 @@ class ManualEmbedding(ShardedEmbedding):
         return reduce_from_tp(y, "tp")
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"table": "V D"}
+
 STYLES = {"auto": AutoEmbedding, "typed": TypedEmbedding, "manual": ManualEmbedding}
 
 
@@ -177,5 +181,8 @@ def build(mesh: Mesh, style: str, plan: Plan, state: State, num_ids: int) -> nnx
 
     Raises ValueError for a table that is smaller than num_ids, or that tp does not divide.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES)
+
     check_size(state["table"], num_ids)
     return STYLES[style](mesh, plan, state)

@@ -38,6 +38,7 @@ from jax_tp.linear import (
     values,
 )
 from jax_tp.packed import PACKED_COLUMN, ShardedPackedLinear, linears
+from jax_tp.state import check_plan, check_state
 
 PLANS = {
     "contiguous": Plan(x=REPLICATED, y=REPLICATED, children={"qkv": PACKED_COLUMN, "o": ROW}),
@@ -130,6 +131,11 @@ class ManualFusedAttention(nnx.Module):
         return y if b_o is None else y + b_o
 
 
+# The state by name, in sizes: state.py.
+OUT = {"o.w": "H*E D", "o.b?": "D"}
+CONTIGUOUS = {"qkv.w": "D 3 H*E", "qkv.b?": "3 H*E", **OUT}
+PER_HEAD = {"qkv.w": "D N*E", "qkv.b?": "N*E", **OUT}  # N = H + 2 K heads
+
 STYLES = {"auto": AutoFusedAttention, "typed": TypedFusedAttention, "manual": ManualFusedAttention}
 
 
@@ -147,6 +153,10 @@ def build(
 
     Raises ValueError if tp does not divide the heads, or for contiguous columns with K < H.
     """
+    check_plan(plan, PLANS)
+    sizes = {"H": num_heads, "N": num_heads + 2 * num_kv_heads}
+    check_state(state, CONTIGUOUS if is_contiguous(plan) else PER_HEAD, sizes)
+
     check_heads(num_heads, num_kv_heads, mesh.shape["tp"])
     if is_contiguous(plan) and num_heads != num_kv_heads:
         raise ValueError(

@@ -47,6 +47,7 @@ from jax_tp.collectives import (
     split_to_tp,
 )
 from jax_tp.layouts import Plan, State, place
+from jax_tp.state import check_plan, check_state
 
 # Flax stores the kernel as [in, out]: the input features are dim 0, the output features dim 1.
 COLUMN = {"kernel": P(None, "tp"), "bias": P("tp")}
@@ -180,6 +181,9 @@ class ManualRowLinear(ManualLinear):
         return y if b is None else y + b
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"w": "D F", "b?": "F"}
+
 STYLES = {
     "auto": (AutoColumnLinear, AutoRowLinear),
     "typed": (TypedColumnLinear, TypedRowLinear),
@@ -189,4 +193,7 @@ STYLES = {
 
 def build(mesh: Mesh, style: str, plan: Plan, state: State) -> nnx.Module:
     """The layer in one of the three styles; `state` holds the global w [D, F] and, if the layer has one, b [F]."""
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES)
+
     return STYLES[style][is_row(plan)](mesh, plan, state)

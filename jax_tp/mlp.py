@@ -46,6 +46,7 @@ from jax_tp.linear import (
     linear,
     values,
 )
+from jax_tp.state import check_plan, check_state
 
 PLANS = {
     "megatron": Plan(
@@ -145,6 +146,9 @@ class ManualMlp(nnx.Module):
         return y if b_down is None else y + b_down
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"up.w": "D F", "up.b?": "F", "down.w": "F D", "down.b?": "D"}
+
 STYLES = {"auto": AutoMlp, "typed": TypedMlp, "manual": ManualMlp}
 
 
@@ -163,4 +167,6 @@ def build(
     drop_rate: of what is dropped out of the activations where there is a `step`; seed, layer: its key.
     Raises ValueError as `make_draw` does.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES)
     return STYLES[style](mesh, plan, state, activation, make_draw(drop_rate, seed, layer))

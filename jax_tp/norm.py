@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_tp.collectives import copy_to_tp, map_shards
 from jax_tp.layouts import Plan, State, place
+from jax_tp.state import check_plan, check_state
 
 REPLICATED = {"scale": P(None), "bias": P(None)}
 SEQUENCE_SHARDED = P(None, "tp", None)
@@ -141,6 +142,9 @@ class ManualNorm(ShardedNorm):
         return self.norm(x, scale, b, self.eps)
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"layer_norm": {"scale": "D", "b?": "D"}, "rms_norm": {"scale": "D"}}
+
 STYLES = {
     "auto": {"layer_norm": AutoLayerNorm, "rms_norm": AutoRmsNorm},
     "typed": {"layer_norm": TypedNorm, "rms_norm": TypedNorm},
@@ -153,4 +157,7 @@ def build(mesh: Mesh, style: str, plan: Plan, state: State, kind: str, eps: floa
 
     The default eps differ (PyTorch 1e-5 for layer norm, Flax 1e-6): there is none here.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES[kind])
+
     return STYLES[style][kind](mesh, plan, state, kind, eps)

@@ -26,10 +26,11 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from jax_tp.attention import Heads, attend
+from jax_tp.attention import SHAPES, Heads, attend
 from jax_tp.collectives import copy_to_tp, map_shards, reduce_from_tp
 from jax_tp.layouts import Plan, State, child
 from jax_tp.linear import REPLICATED, ShardedLinear, linear, values
+from jax_tp.state import check_plan, check_state
 
 AXES = ("kv", "rep")
 HEADS, KEYS = P(None, None, AXES), P(None, None, "kv")
@@ -177,6 +178,9 @@ def build(
 
     Raises ValueError if the heads do not fit the mesh.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES, {"H": num_heads, "K": num_kv_heads})
+
     check_heads(num_heads, num_kv_heads, *mesh.shape.values())
     size, group = state["o.w"].shape[0] // num_heads, num_heads // num_kv_heads
     return STYLES[style](mesh, plan, state, Heads(size, group, causal, rope_theta))

@@ -40,6 +40,7 @@ from jax_tp.linear import (
     values,
 )
 from jax_tp.packed import PACKED_COLUMN, ShardedPackedLinear, linears
+from jax_tp.state import check_plan, check_state
 
 # The layer gathers x for gate and up together: to them it is whole.
 INTO = {"gate": LINEAR["column_parallel"], "up": LINEAR["column_parallel"], "gate_up": PACKED_COLUMN}
@@ -54,7 +55,7 @@ PLANS = {
 
 def is_packed(state: State) -> bool:
     """Whether gate and up are one parameter."""
-    return "gate_up.w" in state
+    return any(name.startswith("gate_up.") for name in state)
 
 
 def gated(gate_BSF: jax.Array, up_BSF: jax.Array) -> jax.Array:
@@ -149,6 +150,11 @@ class ManualSwiglu(nnx.Module):
         return y if b_down is None else y + b_down
 
 
+# The state by name, in sizes: state.py.
+DOWN = {"down.w": "F D", "down.b?": "D"}
+PACKED = {"gate_up.w": "D 2 F", "gate_up.b?": "2 F", **DOWN}
+SEPARATE = {"gate.w": "D F", "gate.b?": "F", "up.w": "D F", "up.b?": "F", **DOWN}
+
 STYLES = {"auto": AutoSwiglu, "typed": TypedSwiglu, "manual": ManualSwiglu}
 
 
@@ -156,4 +162,7 @@ def build(mesh: Mesh, style: str, plan: Plan, state: State) -> nnx.Module:
     """The layer in one of the three styles; `state`: the global gate.w and up.w [D, F], or gate_up.w [D, 2, F],
     down.w [F, D], any biases.
     """
+    check_plan(plan, PLANS)
+    check_state(state, PACKED if is_packed(state) else SEPARATE)
+
     return STYLES[style](mesh, plan, state)

@@ -35,6 +35,7 @@ from jax_tp.embedding import PLANS as EMBEDDING
 from jax_tp.embedding import AutoEmbedding, ManualEmbedding, TypedEmbedding, check_ids, check_size
 from jax_tp.layouts import Plan, State, child
 from jax_tp.linear import REPLICATED, SEQUENCE_SHARDED
+from jax_tp.state import check_plan, check_state
 
 PLANS = {
     plan: Plan(x=P(None, None), y=P(None, None, "tp"), children={"embed": EMBEDDING[plan]})
@@ -112,6 +113,9 @@ class ManualTied(Tied):
         return jnp.dot(h, table.T)  # [B, S, V/tp]
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"embed.table": "V D"}
+
 STYLES = {"auto": AutoTied, "typed": TypedTied, "manual": ManualTied}
 
 
@@ -120,5 +124,8 @@ def build(mesh: Mesh, style: str, plan: Plan, state: State, num_ids: int) -> nnx
 
     Raises ValueError for a table that is smaller than num_ids, or that tp does not divide.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES)
+
     check_size(state["embed.table"], num_ids)
     return STYLES[style](mesh, plan, state)

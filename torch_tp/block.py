@@ -35,6 +35,7 @@ from torch.distributed.tensor import DTensor
 
 from torch_tp import attention, dropout, mlp, norm, swiglu
 from torch_tp.layouts import Plan, child
+from torch_tp.state import check_plan, check_state, under
 
 PLANS = {
     plan: Plan(
@@ -111,6 +112,17 @@ class Block(nn.Module):
         return h_BSD + self.fed_forward(self.norm2(h_BSD), step)
 
 
+def shapes_of(state: Mapping[str, np.ndarray], norm_kind: str, activation: str) -> dict[str, str]:
+    """The state by name, in sizes: state.py; that of a gated MLP is packed or not."""
+    gated = swiglu.PACKED if swiglu.is_packed(child(state, "mlp")) else swiglu.SEPARATE
+    return {
+        **under("norm1", norm.SHAPES[norm_kind]),
+        **under("attention", attention.SHAPES),
+        **under("norm2", norm.SHAPES[norm_kind]),
+        **under("mlp", gated if activation == "swiglu" else mlp.SHAPES),
+    }
+
+
 STYLES = {"auto": Block, "typed": Block, "manual": Block}
 
 
@@ -120,4 +132,8 @@ def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarr
     options: those of `Block`; activation: of the MLP, or "swiglu" for the gated one; drop_rate: of the dropout where
     there is a step; number: of the block in the model, from 0. Raises ValueError as `attention.build` does.
     """
+    check_plan(plan, PLANS)
+    heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
+    check_state(state, shapes_of(state, options["norm_kind"], options["activation"]), heads)
+
     return STYLES[style](mesh, style, plan, state, **options)

@@ -36,6 +36,7 @@ from torch.nn.functional import embedding
 
 from torch_tp.collectives import reduce_from_tp, reduce_scatter_to_sp
 from torch_tp.layouts import Plan, place, to_tensor
+from torch_tp.state import check_plan, check_state
 
 PLANS = {
     "vocab_parallel": Plan(x=Replicate(), y=Replicate(), params={"weight": Shard(0)}),
@@ -180,6 +181,9 @@ class ManualEmbedding(ShardedEmbedding):
         return reduce_from_tp(y, self.axis)
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"table": "V D"}
+
 STYLES = {"auto": AutoEmbedding, "typed": TypedEmbedding, "manual": ManualEmbedding}
 
 
@@ -188,5 +192,8 @@ def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarr
 
     Raises ValueError for a table that is smaller than num_ids, or that tp does not divide.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES)
+
     check_size(state["table"], num_ids)
     return STYLES[style](mesh, plan, state)

@@ -35,6 +35,7 @@ from torch_tp.collectives import copy_to_tp, reduce_from_tp
 from torch_tp.layouts import Plan, child
 from torch_tp.linear import PlainLinear, ShardedLinear, TypedRowLinear
 from torch_tp.packed import PACKED_COLUMN, PackedColwiseParallel, PlainPackedLinear, ShardedPackedLinear, linears
+from torch_tp.state import check_plan, check_state
 
 PLANS = {
     "contiguous": Plan(x=Replicate(), y=Replicate(), children={"qkv": PACKED_COLUMN, "o": ROW}),
@@ -138,6 +139,11 @@ class ManualFusedAttention(nn.Module):
         return y if b_o is None else y + b_o
 
 
+# The state by name, in sizes: state.py.
+OUT = {"o.w": "H*E D", "o.b?": "D"}
+CONTIGUOUS = {"qkv.w": "D 3 H*E", "qkv.b?": "3 H*E", **OUT}
+PER_HEAD = {"qkv.w": "D N*E", "qkv.b?": "N*E", **OUT}  # N = H + 2 K heads
+
 STYLES = {"auto": AutoFusedAttention, "typed": TypedFusedAttention, "manual": ManualFusedAttention}
 
 
@@ -155,6 +161,10 @@ def build(
 
     Raises ValueError if tp does not divide the heads, or for contiguous columns with K < H.
     """
+    check_plan(plan, PLANS)
+    sizes = {"H": num_heads, "N": num_heads + 2 * num_kv_heads}
+    check_state(state, CONTIGUOUS if is_contiguous(plan) else PER_HEAD, sizes)
+
     check_heads(num_heads, num_kv_heads, mesh.size())
     if is_contiguous(plan) and num_heads != num_kv_heads:
         raise ValueError(

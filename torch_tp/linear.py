@@ -49,6 +49,7 @@ from torch_tp.collectives import (
     split_to_tp,
 )
 from torch_tp.layouts import Plan, place, to_tensor
+from torch_tp.state import check_plan, check_state
 
 # PyTorch stores the weight as [out, in]: the output features are dim 0, the input features dim 1.
 COLUMN = {"weight": Shard(0), "bias": Shard(0)}
@@ -194,6 +195,9 @@ class ManualRowLinear(ManualLinear):
         return y if b is None else y + b
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"w": "D F", "b?": "F"}
+
 STYLES = {
     "auto": (AutoColumnLinear, AutoRowLinear),
     "typed": (TypedColumnLinear, TypedRowLinear),
@@ -203,4 +207,7 @@ STYLES = {
 
 def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray]) -> nn.Module:
     """The layer in one of the three styles; `state` holds the global w [D, F] and, if the layer has one, b [F]."""
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES)
+
     return STYLES[style][is_row(plan)](mesh, plan, state)

@@ -39,6 +39,7 @@ from torch_tp.dropout import STEP, Draw, dropout, make_draw
 from torch_tp.layouts import Plan, child
 from torch_tp.linear import PLANS as LINEAR
 from torch_tp.linear import PlainLinear, ShardedLinear, TypedColumnLinear, TypedRowLinear
+from torch_tp.state import check_plan, check_state
 
 PLANS = {
     "megatron": Plan(
@@ -158,6 +159,9 @@ class ManualMlp(nn.Module):
         return y if b_down is None else y + b_down
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"up.w": "D F", "up.b?": "F", "down.w": "F D", "down.b?": "D"}
+
 STYLES = {"auto": AutoMlp, "typed": TypedMlp, "manual": ManualMlp}
 
 
@@ -176,4 +180,6 @@ def build(
     drop_rate: of what is dropped out of the activations where there is a `step`; seed, layer: its key.
     Raises ValueError as `make_draw` does.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES)
     return STYLES[style](mesh, plan, state, activation, make_draw(drop_rate, seed, layer))

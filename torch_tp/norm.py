@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from torch_tp.collectives import copy_to_tp
 from torch_tp.layouts import Plan, place, to_tensor
+from torch_tp.state import check_plan, check_state
 
 REPLICATED = {"weight": Replicate(), "bias": Replicate()}
 
@@ -137,6 +138,9 @@ class ManualNorm(ShardedNorm):
         return self.norm(x, scale, b, self.eps)
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"layer_norm": {"scale": "D", "b?": "D"}, "rms_norm": {"scale": "D"}}
+
 STYLES = {
     "auto": {"layer_norm": AutoLayerNorm, "rms_norm": AutoRmsNorm},
     "typed": {"layer_norm": TypedNorm, "rms_norm": TypedNorm},
@@ -151,4 +155,7 @@ def build(
 
     The default eps differ (PyTorch 1e-5 for layer norm, Flax 1e-6): there is none here.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES[kind])
+
     return STYLES[style][kind](mesh, plan, state, kind, eps)

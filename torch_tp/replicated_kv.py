@@ -30,10 +30,11 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.experimental import local_map
 from torch.nn.functional import linear
 
-from torch_tp.attention import Heads, attend
+from torch_tp.attention import SHAPES, Heads, attend
 from torch_tp.collectives import copy_to_tp, reduce_from_tp
 from torch_tp.layouts import Plan, child
 from torch_tp.linear import PlainLinear, ShardedLinear
+from torch_tp.state import check_plan, check_state
 
 # On the axes kv and rep.
 WHOLE, HEADS, KEYS = (Replicate(), Replicate()), (Shard(2), Shard(2)), (Shard(2), Replicate())
@@ -191,6 +192,9 @@ def build(
 
     Raises ValueError if the heads do not fit the mesh.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES, {"H": num_heads, "K": num_kv_heads})
+
     check_heads(num_heads, num_kv_heads, *mesh.shape)
     size, group = state["o.w"].shape[0] // num_heads, num_heads // num_kv_heads
     return STYLES[style](mesh, plan, state, Heads(size, group, causal, rope_theta))

@@ -36,6 +36,7 @@ from torch_tp.layouts import Plan, child
 from torch_tp.linear import PLANS as LINEAR
 from torch_tp.linear import PlainLinear, ShardedLinear, TypedRowLinear
 from torch_tp.packed import PACKED_COLUMN, PackedColwiseParallel, PlainPackedLinear, ShardedPackedLinear, linears
+from torch_tp.state import check_plan, check_state
 
 # The layer gathers x for gate and up together: to them it is whole.
 INTO = {"gate": LINEAR["column_parallel"], "up": LINEAR["column_parallel"], "gate_up": PACKED_COLUMN}
@@ -48,7 +49,7 @@ PLANS = {
 
 def is_packed(state: Mapping[str, np.ndarray]) -> bool:
     """Whether gate and up are one parameter."""
-    return "gate_up.w" in state
+    return any(name.startswith("gate_up.") for name in state)
 
 
 def gated(gate_BSF: torch.Tensor, up_BSF: torch.Tensor) -> torch.Tensor:
@@ -153,6 +154,11 @@ class ManualSwiglu(nn.Module):
         return y if b_down is None else y + b_down
 
 
+# The state by name, in sizes: state.py.
+DOWN = {"down.w": "F D", "down.b?": "D"}
+PACKED = {"gate_up.w": "D 2 F", "gate_up.b?": "2 F", **DOWN}
+SEPARATE = {"gate.w": "D F", "gate.b?": "F", "up.w": "D F", "up.b?": "F", **DOWN}
+
 STYLES = {"auto": AutoSwiglu, "typed": TypedSwiglu, "manual": ManualSwiglu}
 
 
@@ -160,4 +166,7 @@ def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarr
     """The layer in one of the three styles; `state`: the global gate.w and up.w [D, F], or gate_up.w [D, 2, F],
     down.w [F, D], any biases.
     """
+    check_plan(plan, PLANS)
+    check_state(state, PACKED if is_packed(state) else SEPARATE)
+
     return STYLES[style](mesh, plan, state)

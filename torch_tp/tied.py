@@ -43,6 +43,7 @@ from torch_tp.embedding import (
     shard_gradient,
 )
 from torch_tp.layouts import Plan, child
+from torch_tp.state import check_plan, check_state
 
 PLANS = {
     plan: Plan(x=Replicate(), y=Shard(2), children={"embed": EMBEDDING[plan]})
@@ -138,6 +139,9 @@ class ManualTied(Tied):
         return linear(h, table)  # [B, S, V/tp]
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {"embed.table": "V D"}
+
 STYLES = {"auto": AutoTied, "typed": TypedTied, "manual": ManualTied}
 
 
@@ -146,5 +150,8 @@ def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarr
 
     Raises ValueError for a table that is smaller than num_ids, or that tp does not divide.
     """
+    check_plan(plan, PLANS)
+    check_state(state, SHAPES)
+
     check_size(state["embed.table"], num_ids)
     return STYLES[style](mesh, plan, state)

@@ -44,7 +44,8 @@ from jax_tp.collectives import copy_to_tp, map_shards
 from jax_tp.layouts import Plan, State, child, place
 from jax_tp.linear import FEATURES_SHARDED, SEQUENCE_SHARDED, linear
 from jax_tp.models import gpt
-from jax_tp.models.common import build_blocks, check_inputs
+from jax_tp.models.common import blocks_of, build_blocks, check_inputs
+from jax_tp.state import check_plan, check_state, under
 
 __all__ = ["DENSE", "PLANS", "STYLES", "Bert", "Dense", "ManualDense", "VocabBias", "build", "check_inputs"]
 
@@ -147,6 +148,13 @@ class Bert(nnx.Module):
         return self.loss(self.vocab(self.tied.logits(h_BSD)), labels_BS)
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {
+    **gpt.SHAPES,
+    **{"head.w": "D D", "head.b": "D", "vocab.b": "V"},
+    **under("head_norm", norm.SHAPES["layer_norm"]),
+}
+
 STYLES = {"auto": Bert, "typed": Bert, "manual": Bert}
 
 
@@ -157,4 +165,8 @@ def build(mesh: Mesh, style: str, plan: Plan, state: State, num_ids: int, **opti
     num_ids: rows of the table, and logits, that are ids; the rest is padding. options: those of `block.build`.
     Raises ValueError as the layers' `build` do.
     """
+    check_plan(plan, PLANS)
+    heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
+    check_state(state, SHAPES | blocks_of(state, options), heads)
+
     return STYLES[style](mesh, style, plan, state, num_ids, options)

@@ -14,15 +14,23 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from jax_tp import cross_entropy, embedding
+from jax_tp import block, cross_entropy, embedding
 from jax_tp.collectives import map_shards, split_to_tp
 from jax_tp.layouts import Plan, State, child, native_name, place
+from jax_tp.state import in_row
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any) -> None:
     """Refuse ids and labels outside the vocabulary (ValueError), on the host, before they are placed."""
     embedding.check_inputs(inputs, num_ids)
     cross_entropy.check_inputs(inputs, num_ids)
+
+
+def blocks_of(state: State, options: Mapping[str, Any]) -> dict[str, str]:
+    """The shapes of the parameters of all blocks, by name: state.py."""
+    first = next((key.split(".")[1] for key in state if key.startswith("blocks.")), "0")
+    shapes = block.shapes_of(child(state, f"blocks.{first}"), options["norm_kind"], options["activation"])
+    return in_row("blocks", shapes, state)
 
 
 def build_blocks(

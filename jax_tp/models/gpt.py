@@ -43,7 +43,8 @@ from jax.sharding import PartitionSpec as P
 from jax_tp import block, cross_entropy, norm, tied
 from jax_tp.layouts import Plan, State, child, place
 from jax_tp.linear import SEQUENCE_SHARDED
-from jax_tp.models.common import build_blocks, check_inputs, own_tokens
+from jax_tp.models.common import blocks_of, build_blocks, check_inputs, own_tokens
+from jax_tp.state import check_plan, check_state, under
 
 __all__ = ["PLANS", "STYLES", "Gpt", "Positions", "build", "check_inputs"]
 
@@ -117,6 +118,9 @@ class Gpt(nnx.Module):
         return self.loss(logits_BSV, labels_BS)
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {**under("tied", tied.SHAPES), "positions.table": "C D", **under("norm", norm.SHAPES["layer_norm"])}
+
 STYLES = {"auto": Gpt, "typed": Gpt, "manual": Gpt}
 
 
@@ -126,4 +130,8 @@ def build(mesh: Mesh, style: str, plan: Plan, state: State, num_ids: int, **opti
     num_ids: rows of the table, and logits, that are ids; the rest is padding. options: those of `block.build`.
     Raises ValueError as the layers' `build` do.
     """
+    check_plan(plan, PLANS)
+    heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
+    check_state(state, SHAPES | blocks_of(state, options), heads)
+
     return STYLES[style](mesh, style, plan, state, num_ids, options)

@@ -40,7 +40,8 @@ from jax.sharding import PartitionSpec as P
 
 from jax_tp import block, cross_entropy, embedding, linear, norm
 from jax_tp.layouts import Plan, State, child
-from jax_tp.models.common import build_blocks, check_inputs
+from jax_tp.models.common import blocks_of, build_blocks, check_inputs
+from jax_tp.state import check_plan, check_state, under
 
 __all__ = ["PLANS", "STYLES", "Llama", "build", "check_inputs"]
 
@@ -90,6 +91,9 @@ class Llama(nnx.Module):
         return self.loss(self.head(self.norm(h_BSD)), labels_BS)
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {**under("embed", embedding.SHAPES), **under("norm", norm.SHAPES["rms_norm"]), "head.w": "D V"}
+
 STYLES = {"auto": Llama, "typed": Llama, "manual": Llama}
 
 
@@ -99,4 +103,8 @@ def build(mesh: Mesh, style: str, plan: Plan, state: State, num_ids: int, **opti
     num_ids: rows of the table, and logits, that are ids; the rest is padding. options: those of `block.build`.
     Raises ValueError as the layers' `build` do.
     """
+    check_plan(plan, PLANS)
+    heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
+    check_state(state, SHAPES | blocks_of(state, options), heads)
+
     return STYLES[style](mesh, style, plan, state, num_ids, options)

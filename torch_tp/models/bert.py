@@ -46,7 +46,8 @@ from torch_tp import block, cross_entropy, mlp, norm, tied
 from torch_tp.collectives import copy_to_tp
 from torch_tp.layouts import Plan, child, place
 from torch_tp.models import gpt
-from torch_tp.models.common import build_blocks, check_inputs
+from torch_tp.models.common import blocks_of, build_blocks, check_inputs
+from torch_tp.state import check_plan, check_state, under
 
 __all__ = ["DENSE", "PLANS", "STYLES", "Bert", "Dense", "ManualDense", "VocabBias", "build", "check_inputs"]
 
@@ -155,6 +156,13 @@ class Bert(nn.Module):
         return self.loss(self.vocab(self.tied.logits(h_BSD)), labels_BS)
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {
+    **gpt.SHAPES,
+    **{"head.w": "D D", "head.b": "D", "vocab.b": "V"},
+    **under("head_norm", norm.SHAPES["layer_norm"]),
+}
+
 STYLES = {"auto": Bert, "typed": Bert, "manual": Bert}
 
 
@@ -167,4 +175,8 @@ def build(
     num_ids: rows of the table, and logits, that are ids; the rest is padding. options: those of `block.build`.
     Raises ValueError as the layers' `build` do.
     """
+    check_plan(plan, PLANS)
+    heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
+    check_state(state, SHAPES | blocks_of(state, options), heads)
+
     return STYLES[style](mesh, style, plan, state, num_ids, options)

@@ -12,15 +12,23 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.experimental import local_map
 
-from torch_tp import cross_entropy, embedding
+from torch_tp import block, cross_entropy, embedding
 from torch_tp.collectives import split_to_tp
 from torch_tp.layouts import Plan, child
+from torch_tp.state import in_row
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any) -> None:
     """Refuse ids and labels outside the vocabulary (ValueError), on the host, before they are placed."""
     embedding.check_inputs(inputs, num_ids)
     cross_entropy.check_inputs(inputs, num_ids)
+
+
+def blocks_of(state: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, str]:
+    """The shapes of the parameters of all blocks, by name: state.py."""
+    first = next((key.split(".")[1] for key in state if key.startswith("blocks.")), "0")
+    shapes = block.shapes_of(child(state, f"blocks.{first}"), options["norm_kind"], options["activation"])
+    return in_row("blocks", shapes, state)
 
 
 def build_blocks(

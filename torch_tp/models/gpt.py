@@ -42,7 +42,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from torch_tp import block, cross_entropy, norm, tied
 from torch_tp.layouts import Plan, child, place
-from torch_tp.models.common import build_blocks, check_inputs, own_tokens
+from torch_tp.models.common import blocks_of, build_blocks, check_inputs, own_tokens
+from torch_tp.state import check_plan, check_state, under
 
 __all__ = ["PLANS", "STYLES", "Gpt", "Positions", "build", "check_inputs"]
 
@@ -118,6 +119,9 @@ class Gpt(nn.Module):
         return self.loss(logits_BSV, labels_BS)
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {**under("tied", tied.SHAPES), "positions.table": "C D", **under("norm", norm.SHAPES["layer_norm"])}
+
 STYLES = {"auto": Gpt, "typed": Gpt, "manual": Gpt}
 
 
@@ -129,4 +133,8 @@ def build(
     num_ids: rows of the table, and logits, that are ids; the rest is padding. options: those of `block.build`.
     Raises ValueError as the layers' `build` do.
     """
+    check_plan(plan, PLANS)
+    heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
+    check_state(state, SHAPES | blocks_of(state, options), heads)
+
     return STYLES[style](mesh, style, plan, state, num_ids, options)

@@ -57,7 +57,8 @@ from torch_tp.embedding import check_tokens
 from torch_tp.latitude_error import check_patch, cut_patches
 from torch_tp.layouts import Plan, child, placements_of
 from torch_tp.models import bert, gpt
-from torch_tp.models.common import build_blocks, own_tokens
+from torch_tp.models.common import blocks_of, build_blocks, own_tokens
+from torch_tp.state import check_plan, check_state, under
 
 
 def layers_of(plan: str) -> dict[str, Plan]:
@@ -199,6 +200,13 @@ class ClassVit(Vit):
         return total / (h.shape[1] * self.axis.size())
 
 
+# The state by name, in sizes: state.py.
+SHAPES = {
+    **{"embed.w": "Q D", "embed.b": "D", "positions.table": "T D"},
+    **under("norm", norm.SHAPES["layer_norm"]),
+    **{"head.w": "D R", "head.b?": "R"},
+}
+
 STYLES = {style: {"field": FieldVit, "classes": ClassVit} for style in ("auto", "typed", "manual")}
 
 
@@ -216,6 +224,10 @@ def build(
     patch: P. num_classes: logits that are classes, the rest is padding; None for the plan "field". options: those of
     `block.build`. Raises ValueError as the layers' `build` do.
     """
+    check_plan(plan, PLANS)
+    heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
+    check_state(state, SHAPES | blocks_of(state, options), heads)
+
     if num_classes is None:
         loss = latitude_error.build(mesh, style, plan.children["loss"], {}, patch)
         return STYLES[style]["field"](mesh, style, plan, state, patch, loss, options)
