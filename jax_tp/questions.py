@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,8 @@ from jax_tp.grid.chain import chain
 from jax_tp.partitioners import partition, why_types_refuse
 from jax_tp.trace import why_no_a100_compiler
 from parity.contract import EventLog
-from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, question_from_json
-
-
-def read_questions(run: Path) -> dict[str, Question]:
-    """The questions of a run, by id."""
-    return {data["id"]: question_from_json(data) for data in json.loads((run / "questions.json").read_text())}
+from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, read_questions
+from parity.worker_contract import file_name
 
 
 def answer_all(run: Path, ids: Sequence[str], environment: Mapping[str, Any]) -> None:
@@ -62,7 +57,7 @@ no_compiler = functools.cache(why_no_a100_compiler)
 
 def write_program(compiled: Compiled, question: Question, run: Path) -> str:
     """Write the scheduled HLO; returns the name of the file."""
-    file = f"{question.id.replace('/', '.')}.a100.hlo"
+    file = file_name(question.id, "a100.hlo")
     path = run / "jax" / "hlo" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(compiled.as_text())

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import sys
-import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from jax_tp.grid.bench import bench
 from jax_tp.layouts import describe
 from jax_tp.measure import measure
 from jax_tp.mesh import join, leave, make_mesh
-from jax_tp.questions import answer_all, read_questions
+from jax_tp.questions import answer_all
 from jax_tp.steps import trace_step
 from jax_tp.tasks import MAKERS, PROGRAM, TASKS
 from jax_tp.trace import QUICK_OPTIONS, a100_devices, declared_collectives, why_no_a100_compiler
@@ -45,7 +44,9 @@ from parity.contract import (
     load_arrays,
     save_arrays,
 )
-from parity.step_contract import StepOrder, StepTrace
+from parity.question_contract import read_questions
+from parity.step_contract import StepOrder, StepTrace, read_orders
+from parity.worker_contract import file_name, read_cases, watch_launcher
 
 # XLA's CPU compiler then takes a fifth of its time for tiny programs, and makes slower ones.
 QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -121,7 +122,7 @@ def trace_order(order: StepOrder, run: Path) -> StepTrace:
     if skipped := why_no_a100_compiler():
         return StepTrace("jax", order.request.id, skipped=skipped)
     trace, hlo = trace_step(order)
-    path = run / "jax" / "hlo" / f"{order.request.id.replace('/', '.')}.hlo"
+    path = run / "jax" / "hlo" / file_name(order.request.id, "hlo")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(hlo)
     return trace
@@ -148,40 +149,18 @@ def write_shards(
     for name, tensor in tensors.items():
         values[name], index, partial = describe(tensor, place)
         shards[name] = Shard(tuple(tensor.shape), tuple(index), values[name].dtype.name, tuple(partial))
-    file = f"{case.id.replace('/', '.')}.rank{rank}.safetensors"
+    file = file_name(case.id, f"rank{rank}.safetensors")
     save_arrays(run / "jax" / "arrays" / file, values)
     return shards, file
 
 
 def write_hlo(compiled: Any, case: Case, run: Path, target: str) -> str:
     """Write the scheduled HLO of a compiled step; returns the name of the file."""
-    file = f"{case.id.replace('/', '.')}.{target}.hlo"
+    file = file_name(case.id, f"{target}.hlo")
     path = run / "jax" / "hlo" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(compiled.as_text())
     return file
-
-
-def read_orders(run: Path) -> dict[str, StepOrder]:
-    """The steps to trace, by id."""
-    orders = map(StepOrder.from_json, json.loads((run / "steps.json").read_text())["orders"])
-    return {order.request.id: order for order in orders}
-
-
-def read_cases(run: Path) -> dict[str, Case]:
-    """The cases of a run, by id."""
-    return {data["id"]: Case.from_json(data) for data in json.loads((run / "run.json").read_text())["cases"]}
-
-
-def watch_launcher() -> None:
-    """Exit when the launcher does: it holds the other end of our standard input."""
-
-    def watch() -> None:
-        while os.read(0, 1):  # sys.stdin would be locked when the interpreter shuts down
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> int:

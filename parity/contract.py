@@ -5,7 +5,7 @@ of each framework appends one JSON line an event to `<framework>/rank<r>.jsonl` 
 holds to `<framework>/arrays/`. Everything after that (check, compare, report) reads files only, so a finished run can
 be judged again where neither framework is installed. JSON and safetensors, never pickle.
 
-This module is the only one that workers import from `parity`; it needs the standard library, NumPy,
+Workers import this module, and those that are named after it (`*_contract`). It needs the standard library, NumPy,
 ml_dtypes (the NumPy type of bfloat16) and safetensors.
 """
 

@@ -6,9 +6,11 @@ one Answer each in its log. Bytes are of ONE device. Workers import this module,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from parity.contract import Collective
@@ -26,9 +28,7 @@ class PartitionQuestion:
     mesh: dict[str, int]  # axis name -> size, outermost first
     shapes: tuple[tuple[int, ...], ...]  # global, of each operand
     layouts: tuple[Letters, ...]  # of each operand
-    output: (
-        Letters | None
-    )  # None leaves the layout of the result to the partitioner, but for partial sums: none is left
+    output: Letters | None  # None leaves the layout of the result to the partitioner; but no partial sum is left
     dtype: str
     topic: str = "partition"
 
@@ -71,6 +71,11 @@ def question_from_json(data: Mapping[str, Any]) -> Question:
     return PartitionQuestion(
         **{**data, "shapes": shapes, "layouts": layouts, "output": None if output is None else tuple(output)}
     )
+
+
+def read_questions(run: Path) -> dict[str, Question]:
+    """The questions of a run, by id."""
+    return {data["id"]: question_from_json(data) for data in json.loads((run / "questions.json").read_text())}
 
 
 @dataclass(frozen=True)

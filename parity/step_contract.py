@@ -8,9 +8,11 @@ Standard library only; workers import it, as they do `parity.contract`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
 OPERATIONS = ("matmul", "attention", "memory")
@@ -60,6 +62,12 @@ class StepOrder:
     def from_json(cls, data: Mapping[str, Any]) -> StepOrder:
         params, batch = ({name: tuple(shape) for name, shape in data[key].items()} for key in ("params", "batch"))
         return cls(StepRequest.from_json(data["request"]), params, batch, tuple(data["ids"]))
+
+
+def read_orders(run: Path) -> dict[str, StepOrder]:
+    """The steps to trace, by the id of the request."""
+    orders = map(StepOrder.from_json, json.loads((run / "steps.json").read_text(encoding="utf-8"))["orders"])
+    return {order.request.id: order for order in orders}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from parity.hlo.text import parse_module
 from parity.launch import Group, Progress, run_group
 from parity.presets import FAMILIES
 from parity.step_contract import StepOrder, StepRequest, StepTrace, TracedCollective
+from parity.worker_contract import file_name
 
 START_LIMIT_S = 120.0
 STEP_LIMIT_S = 600.0
@@ -80,7 +81,7 @@ def read_trace(run_dir: Path, framework: str, request: StepRequest) -> StepTrace
     for event in read_events(run_dir / framework / "steps.jsonl"):
         if event["event"] == "step" and event["step"]["request"] == request.id:
             trace = StepTrace.from_json(event["step"])
-            hlo = run_dir / framework / "hlo" / f"{request.id.replace('/', '.')}.hlo"
+            hlo = run_dir / framework / "hlo" / file_name(request.id, "hlo")
             return read_program(trace, hlo.read_text(encoding="utf-8"), request) if hlo.exists() else trace
     errors = [
         event["message"]

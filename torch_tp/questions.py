@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parity.contract import Collective, EventLog
-from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, question_from_json
+from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, read_questions
 from torch_tp.grid.chain import chain
 from torch_tp.mesh import fake_group
 from torch_tp.partitioners import all_to_alls_of_nccl, partition
 from torch_tp.trace import Call
-
-
-def read_questions(run: Path) -> dict[str, Question]:
-    """The questions of a run, by id."""
-    return {data["id"]: question_from_json(data) for data in json.loads((run / "questions.json").read_text())}
 
 
 def answer_all(run: Path, ids: Sequence[str], environment: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import sys
-import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,14 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from parity.contract import Case, Collective, EventLog, Measured, Result, Shard, Timing, load_arrays, save_arrays
-from parity.step_contract import StepOrder
+from parity.question_contract import read_questions
+from parity.step_contract import read_orders
+from parity.worker_contract import file_name, read_cases, watch_launcher
 from torch_tp.grid.bench import bench
 from torch_tp.layouts import describe
 from torch_tp.measure import measure
 from torch_tp.mesh import join, leave, make_mesh
-from torch_tp.questions import answer_all, read_questions
+from torch_tp.questions import answer_all
 from torch_tp.steps import trace_step
 from torch_tp.tasks import TASKS
 
@@ -86,31 +87,9 @@ def write_shards(tensors: dict[str, DTensor], case: Case, run: Path, rank: int) 
     for name, tensor in tensors.items():
         values[name], index, partial = describe(tensor)
         shards[name] = Shard(tuple(tensor.shape), tuple(index), values[name].dtype.name, tuple(partial))
-    file = f"{case.id.replace('/', '.')}.rank{rank}.safetensors"
+    file = file_name(case.id, f"rank{rank}.safetensors")
     save_arrays(run / "torch" / "arrays" / file, values)
     return shards, file
-
-
-def read_orders(run: Path) -> dict[str, StepOrder]:
-    """The steps to trace, by id."""
-    orders = map(StepOrder.from_json, json.loads((run / "steps.json").read_text())["orders"])
-    return {order.request.id: order for order in orders}
-
-
-def read_cases(run: Path) -> dict[str, Case]:
-    """The cases of a run, by id."""
-    return {data["id"]: Case.from_json(data) for data in json.loads((run / "run.json").read_text())["cases"]}
-
-
-def watch_launcher() -> None:
-    """Exit when the launcher does: it holds the other end of our standard input."""
-
-    def watch() -> None:
-        while os.read(0, 1):  # sys.stdin would be locked when the interpreter shuts down
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> int:
