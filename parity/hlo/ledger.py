@@ -19,6 +19,8 @@ _KINDS = {
     "collective-broadcast": "broadcast",
     "collective-permute": "permute",
 }
+_CALLERS = ("fusion", "while", "call", "conditional")
+_CALLED = ("calls", "body", "to_apply", "branch_computations", "true_computation", "false_computation")
 _UNCOUNTED = ("ragged-all-to-all", "send", "recv")
 
 
@@ -32,7 +34,7 @@ class HloCollective:
     payload_bytes: int  # as parity.contract.Collective defines it
     count: int  # executions in one step; a loop of unknown length counts once
     loop_count: int | None  # iterations of the loops around it: 1 outside loops, None where one is unknown
-    is_async: bool  # other work is scheduled between its start and its end
+    is_async: bool  # a product is scheduled between its start and its end: work that takes long enough to hide it
     pass_: str
     op_name: str
     source_line: str  # "file:line"
@@ -106,7 +108,7 @@ class _Reader:
         if opcode == "conditional":
             return self.conditional(instruction)
         if opcode == "async-start":
-            is_async = _is_async(instruction)
+            is_async = self.is_async(computation, instruction)
             return tuple(replace(call, is_async=is_async) for call in self.called(instruction, "calls"))
         if opcode == "call":
             return self.called(instruction, "to_apply")
@@ -157,7 +159,7 @@ class _Reader:
                 payload_bytes=size,
                 count=1,
                 loop_count=1,
-                is_async=started and _is_async(instruction),
+                is_async=started and self.is_async(computation, instruction),
                 pass_=pass_,
                 op_name=instruction.op_name,
                 source_line=self.module.source_line(instruction),
@@ -195,6 +197,32 @@ class _Reader:
             self.notes.append(f"%{instruction.name}: serves several passes, counted for the last of them")
         return told
 
+    def is_async(self, computation: Computation, start: Instruction) -> bool:
+        """Whether a product is scheduled before the end of what is started: a copy or a slice hides nothing.
+
+        XLA:GPU marks a start whose end follows at once. An end in another computation comes a trip of the loop later.
+        """
+        if '"is_sync":true' in start.attributes.get("backend_config", ""):
+            return False
+        names = {start.name}
+        schedule = list(computation.instructions.values())
+        for instruction in schedule[schedule.index(start) + 1 :]:
+            if names & {*instruction.operands} and instruction.opcode.endswith(("-done", "-update")):
+                if instruction.opcode.endswith("-done"):
+                    return False
+                names.add(instruction.name)
+            elif self.multiplies(instruction):
+                return True
+        return True
+
+    def multiplies(self, instruction: Instruction) -> bool:
+        """Whether it, or what it calls, has a product of matrices in it."""
+        if instruction.opcode in ("dot", "convolution") or 'custom_call_target="__cublas' in instruction.rest:
+            return True
+        called = instruction.called(*_CALLED) if instruction.opcode in _CALLERS else ()
+        bodies = (self.module.computations[name].instructions.values() for name in called)
+        return any(self.multiplies(one) for body in bodies for one in body)
+
 
 def _repeated(calls: tuple[HloCollective, ...], trips: int) -> tuple[HloCollective, ...]:
     return tuple(
@@ -206,8 +234,3 @@ def _repeated(calls: tuple[HloCollective, ...], trips: int) -> tuple[HloCollecti
 
 def _moved(call: HloCollective) -> tuple[str, str, str, int, int]:
     return call.kind, call.axis, call.dtype, call.payload_bytes, call.count
-
-
-def _is_async(start: Instruction) -> bool:
-    """XLA:GPU marks a start whose end follows at once."""
-    return '"is_sync":true' not in start.attributes.get("backend_config", "")

@@ -37,9 +37,41 @@ WRAPPED = """
 """
 
 
+PRODUCT = '  %m = (f32[4,4]{1,0}, s8[64]{0}) custom-call(%p, %p), custom_call_target="__cublas$gemm"\n'
+COPY = "  %c = f32[16,4]{1,0} copy(%p)\n"
+
+
+@pytest.mark.parametrize(
+    ("between", "config", "is_async"),
+    [
+        ("", "", False),
+        (COPY, "", False),
+        (PRODUCT, "", True),
+        (COPY + PRODUCT, "", True),
+        (PRODUCT, ', backend_config={"collective_backend_config":{"is_sync":true}}', False),
+        ("  %f = f32[4,4]{1,0} fusion(%p), kind=kCustom, calls=%multiplied\n", "", True),
+    ],
+)
+def test_a_collective_is_hidden_by_products_only(between, config, is_async):
+    start = f"  %s = f32[16,4]{{1,0}} all-reduce-start(%p), replica_groups=[2,4]<=[8], to_apply=%add{config}\n"
+    body = f"{start}{between}  %d = f32[16,4]{{1,0}} all-reduce-done(%s)\n{PRODUCT.replace('%m', '%after')}"
+    body += "  ROOT %r = f32[16,4]{1,0} copy(%d)"
+    (call,) = read_collectives(module(body, MULTIPLIED), TWO_HOSTS).calls
+    assert call.is_async is is_async
+
+
+MULTIPLIED = """
+%multiplied (x: f32[16,4]) -> f32[4,4] {
+  %x = f32[16,4]{1,0} parameter(0)
+  ROOT %dot = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={0}, rhs_contracting_dims={0}
+}
+"""
+
+
 def test_async_wrapper_counts_once():
     """XLA's general form of an asynchronous operation, of which this compiler's own starts are shorthands."""
     body = """  %s = ((f32[16,4]{1,0}), f32[4,4]{1,0}, u32[]) async-start(%p), calls=%wrapped
+  %m = (f32[4,4]{1,0}, s8[64]{0}) custom-call(%p, %p), custom_call_target="__cublas$gemm"
   %u = ((f32[16,4]{1,0}), f32[4,4]{1,0}, u32[]) async-update(%s), calls=%wrapped
   ROOT %d = f32[4,4]{1,0} async-done(%u), calls=%wrapped"""
     (call,) = read_collectives(module(body, WRAPPED), TWO_HOSTS).calls
