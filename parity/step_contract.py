@@ -85,7 +85,7 @@ class TracedCollective:
     count: int = 1
     pass_: str = "forward"  # one of parity.contract.PASSES; the JSON key is "pass"
     loop_trips: int | None = 1  # how often the loop that it is in runs; 1 outside of loops, None where unknown
-    is_async: bool = False  # started and awaited apart, so that other work may run meanwhile
+    is_async: bool = False  # started and awaited apart, with a product of matrices between the two
     source_line: str = ""  # e.g. "torch_tp/mlp.py:131"
     op_name: str = ""  # what the framework calls it
 

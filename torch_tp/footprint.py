@@ -26,7 +26,7 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from torch_tp.trace import RecordCollectives
+from torch_tp.trace import PRODUCTS, RecordCollectives
 
 # Operands of which rows are read, as many as the result has.
 LOOKUPS = ("aten::embedding", "aten::index", "aten::gather", "aten::index_select")
@@ -117,7 +117,7 @@ def describe_work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resu
         read = [*written, *read[1:]]
     moved = sum(map(touched_bytes, [*read, *written]))
     dtype = str(written[0].dtype if written else read[0].dtype).removeprefix("torch.") if [*read, *written] else ""
-    if name in ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"):
+    if name in PRODUCTS:
         left, right = args[-2:]
         m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
         batch = left.shape[0] if left.ndim == 3 else 1

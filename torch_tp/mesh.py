@@ -60,11 +60,11 @@ def leave() -> None:
 
 
 @contextmanager
-def fake_group(num_devices: int) -> Iterator[None]:
+def fake_group(num_devices: int, gpus_per_node: int = GPUS_PER_NODE) -> Iterator[None]:
     """Be rank 0 of so many devices that are not there: collectives send nothing, tensors have shapes but no values.
 
     What is dispatched inside is what each real rank would dispatch; meshes are made by `make_mesh(axes, "cpu")`.
-    DTensor chooses as on nodes of GPUS_PER_NODE: its costs would take each CPU for a node of its own.
+    DTensor chooses as on nodes of gpus_per_node: its costs would take each CPU for a node of its own.
     Only where this process has joined no group.
     Source: torch/testing/_internal/distributed/fake_pg.py, torch/_subclasses/fake_tensor.py
     """
@@ -83,7 +83,7 @@ def fake_group(num_devices: int) -> Iterator[None]:
     try:
         with (
             FakeTensorMode(),
-            patch.object(_mesh_resources, "num_devices_per_host", lambda _: GPUS_PER_NODE),
+            patch.object(_mesh_resources, "num_devices_per_host", lambda _: gpus_per_node),
             patch.object(DeviceMesh, "__init__", of_real_ranks),
             patch.object(_StridedShard, "local_shard_size_and_offset", from_values),
         ):

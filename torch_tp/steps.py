@@ -44,7 +44,8 @@ def trace_step(order: StepOrder) -> StepTrace:
     """Trace the step. Raises ValueError as the layers' `build` do."""
     begin_s = time.monotonic()
     request = order.request
-    with fake_group(request.num_devices), patch.object(_fsdp_param, "_chunk_with_empty", Chunks):
+    group = fake_group(request.num_devices, request.gpus_per_node)
+    with group, patch.object(_fsdp_param, "_chunk_with_empty", Chunks):
         mesh = make_mesh(request.mesh, "cpu")
         layer, plan, prefix = layer_of(request, is_mean=order.batch["target"] == ())
         dtype = getattr(torch, request.dtype)

@@ -61,6 +61,7 @@ def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
     return tuple(dist.get_process_group_ranks(group))
 
 
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 NOT_COLLECTIVES = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}
 PACKAGE = Path(__file__).parent
 HERE = ("trace.py", "footprint.py")
@@ -92,7 +93,7 @@ class Call:
     dtype: str
     payload_bytes: int
     pass_: str  # "forward", "backward" or "optimizer"
-    is_async: bool = False  # other work is dispatched before anybody waits for it
+    is_async: bool = False  # a product is dispatched before anybody waits: work that takes long enough to hide it
     source_line: str = ""
     op_name: str = ""
 
@@ -112,8 +113,8 @@ class RecordCollectives(TorchDispatchMode):
         names = self.mesh.mesh_dim_names or ()
         several = [name for name in names if self.mesh[name].size() > 1]
         self._scopes: list[str] = []  # the names of the `record_function` that are open
-        self._num_operations = 0
-        self._awaited: dict[int, tuple[int, int]] = {}  # storage -> its call, and how many operations came before it
+        self._num_products = 0
+        self._awaited: dict[int, tuple[int, int]] = {}  # storage -> its call, and how many products came before it
         # By ranks: DTensor remembers operators by the mesh, and takes another one of the same ranks and names for ours.
         self._axes = {_ranks(self.mesh.get_group(name)): name for name in names}
         if len(several) > 1:
@@ -134,8 +135,8 @@ class RecordCollectives(TorchDispatchMode):
             self._wait(args[0])
         elif func.namespace in NAMESPACES and name.partition("::")[2] not in NOT_COLLECTIVES:
             raise TypeError(f"{func} cannot be traced: use a collective listed in torch_tp/trace.py")
-        elif not func.is_view:
-            self._num_operations += 1
+        elif name in PRODUCTS:
+            self._num_products += 1
         return result
 
     def _record(self, name: str, args: tuple[Any, ...], result: torch.Tensor) -> None:
@@ -148,7 +149,7 @@ class RecordCollectives(TorchDispatchMode):
             return  # nothing leaves the device
         is_functional = isinstance(result, torch.Tensor)
         if is_functional:
-            self._awaited[result.untyped_storage()._cdata] = len(self.calls), self._num_operations
+            self._awaited[result.untyped_storage()._cdata] = len(self.calls), self._num_products
         self.calls.append(
             Call(
                 kind=kind,
@@ -163,8 +164,8 @@ class RecordCollectives(TorchDispatchMode):
         )
 
     def _wait(self, tensor: torch.Tensor) -> None:
-        index, before = self._awaited.pop(tensor.untyped_storage()._cdata, (-1, self._num_operations))
-        if self._num_operations > before:
+        index, before = self._awaited.pop(tensor.untyped_storage()._cdata, (-1, self._num_products))
+        if self._num_products > before:
             self.calls[index] = replace(self.calls[index], is_async=True)
 
     def _pass(self) -> str:

@@ -3,11 +3,11 @@
     step = forward + backward + optimizer + what real steps take beside them
     each pass = compute + awaited collectives + what of the others shows
 
-A collective that is awaited where it is issued adds its time. One that is started and awaited apart (`is_async`: the
-gathers and reduce-scatters of fsdp, the gradients of dp) runs beside the pass's other work, as in a pipeline of L
-stages with a collective a / L and work w / L each: a / L shows for the first, and of the rest what is longer than the
-work, (1 - 1 / L) max(0, a - w). Awaited collectives on the same link leave it no time to run. While it is hidden its
-kernels keep some of the SMs from the work.
+A collective that is awaited where it is issued adds its time. One that is started and awaited apart with a product
+between (`is_async`: the gathers and reduce-scatters of fsdp, the gradients of dp) runs beside the pass's other work, as
+in a pipeline of L stages with a collective a / L and work w / L each: a / L shows for the first, and of the rest what
+is longer than the work, (1 - 1 / L) max(0, a - w). Awaited collectives on the same link leave it no time to run. While
+it is hidden its kernels keep some of the SMs from the work.
 """
 
 from __future__ import annotations

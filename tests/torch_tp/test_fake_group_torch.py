@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed.tensor._collective_utils import MeshTopoInfo
 
@@ -45,3 +46,19 @@ def test_dtensor_takes_the_inner_axis_for_one_inside_a_node():
     with fake_group(4):
         outer, inner = MeshTopoInfo.build_from_mesh(make_mesh({"x": 2, "y": 2}, "cpu")).mesh_dim_bandwidth
     assert inner == outer
+    with fake_group(16, gpus_per_node=16):
+        outer, inner = MeshTopoInfo.build_from_mesh(make_mesh({"x": 4, "y": 4}, "cpu")).mesh_dim_bandwidth
+    assert inner == outer
+
+
+@pytest.mark.parametrize(("between", "is_async"), [(None, False), (torch.add, False), (torch.mm, True)])
+def test_a_collective_is_hidden_by_products_only(between, is_async):
+    send = torch.ops._c10d_functional.all_reduce
+    with fake_group(4):
+        mesh, x = make_mesh({"tp": 4}, "cpu"), torch.zeros(8, 8)
+        with RecordCollectives(mesh) as record:
+            y = send(x, "sum", mesh.get_group("tp").group_name)
+            if between is not None:
+                between(x, x)
+            torch.ops._c10d_functional.wait_tensor(y)
+    assert [call.is_async for call in record.calls] == [is_async]
