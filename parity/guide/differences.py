@@ -36,7 +36,11 @@ SHARE = "`fully_shard` and `replicate` work on any module in any style; in JAX t
 
 DIFFERENCES = (
     Difference(
-        "mesh.py", "fake_group", "num_devices", "", "JAX compiles for devices that are not there: `a100_devices`."
+        "mesh.py",
+        "fake_group",
+        "num_devices, gpus_per_node",
+        "",
+        "JAX compiles for devices that are not there: `a100_devices`.",
     ),
     Difference("mesh.py", "join", "device", "device, local_devices", DEVICES),
     Difference("mesh.py", "make_mesh", "axes, device", "axes, axis_type, devices", DEVICE),
