@@ -5,27 +5,31 @@
     count              steps done, a scalar int64
 
 Each device writes the shard that it holds (of replicas, the first device) and reads the part that it needs: nothing is
-gathered, nothing is sent. The files are in `parity.checkpoint_format`; all processes see the same file system.
+gathered, and sent is only what went wrong. The files are in `parity.checkpoint_format`; all processes see the same file
+system.
 A module beside data parallelism (hybrid.py) is stored under the names of the one that it wraps: a checkpoint knows no
 parallelism. native_checkpoint.py has the framework's own format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental.multihost_utils import sync_global_devices
+from jax.experimental.multihost_utils import process_allgather
 
 from jax_tp.layouts import named_parameters, native_name
 from jax_tp.optimizer import moments
 from parity.checkpoint_format import Checkpoint, CheckpointError, begin, finish, write_rank
+from parity.checkpoint_seal import raise_first
 from parity.contract import Shard
 
 COUNT = "count"
+LINE_BYTES = 1000  # of an error, between processes
 
 
 def native_names(names: Sequence[str], held: Iterable[str]) -> dict[str, str]:
@@ -73,34 +77,48 @@ def save(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: n
     if optimizer is not None and rank == 0:
         count = np.asarray(optimizer.step.get_value()).astype(np.int64)
         shards.append((COUNT, Shard((), (), "int64"), count))
-    if rank == 0:
-        begin(directory)
-    sync_global_devices("checkpoint begun")
-    write_rank(directory, rank, shards)
-    sync_global_devices("checkpoint written")
-    if rank == 0:
-        finish(directory)
-    sync_global_devices("checkpoint finished")
+    together(directory, lambda: begin(directory) if rank == 0 else None)
+    together(directory, lambda: write_rank(directory, rank, shards))
+    together(directory, lambda: finish(directory) if rank == 0 else None)
 
 
 def load(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
-    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now; nothing is sent.
+    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now; all processes call it.
 
     Raises CheckpointError for a checkpoint that is damaged, or is of another model.
     """
-    checkpoint, tensors = Checkpoint(directory), named_tensors(names, module, optimizer)
-    checkpoint.check_names([*tensors, *([] if optimizer is None else [COUNT])])
-    values = {name: read_array(checkpoint, name, variable.get_value()) for name, variable in tensors.items()}
-    params = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    stored = {native_name(name): stored_name(name) for name in names}
-    for path, variable in params:
-        variable.set_value(values[stored[".".join(map(str, path))]])
-    nnx.update(module, nnx.from_flat_state(params))
-    if optimizer is not None:
-        count = int(checkpoint.read(COUNT, (), "int64", ()))
-        resume(
-            optimizer, {f"{own}.{end}": values[f"{name}.{end}"] for own, name in stored.items() for end in "mv"}, count
-        )
+    tensors, stored = named_tensors(names, module, optimizer), {native_name(name): stored_name(name) for name in names}
+
+    def read() -> None:
+        checkpoint = Checkpoint(directory)
+        checkpoint.check_names([*tensors, *([] if optimizer is None else [COUNT])])
+        values = {name: read_array(checkpoint, name, variable.get_value()) for name, variable in tensors.items()}
+        params = nnx.to_flat_state(nnx.state(module, nnx.Param))
+        for path, variable in params:
+            variable.set_value(values[stored[".".join(map(str, path))]])
+        nnx.update(module, nnx.from_flat_state(params))
+        if optimizer is not None:
+            count = int(checkpoint.read(COUNT, (), "int64", ()))
+            moved = {f"{own}.{end}": values[f"{name}.{end}"] for own, name in stored.items() for end in "mv"}
+            resume(optimizer, moved, count)
+
+    together(directory, read)
+
+
+def together(directory: Path, work: Callable[[], Any]) -> None:
+    """Do it in all processes, and wait; if one fails, all raise CheckpointError with the line that it says."""
+    line, cause = "", None
+    try:
+        work()
+    except CheckpointError as refused:
+        line = str(refused)
+    except Exception as failed:  # a damaged file can make a reader raise anything
+        line, cause = f"{directory}: {type(failed).__name__} {failed}".splitlines()[0], failed
+    lines = [line]
+    if jax.process_count() > 1:
+        padded = np.frombuffer(line.encode()[:LINE_BYTES].ljust(LINE_BYTES), np.uint8)
+        lines = [bytes(own).decode(errors="replace").strip() for own in process_allgather(padded)]
+    raise_first(lines, cause)
 
 
 def read_array(checkpoint: Checkpoint, name: str, like: jax.Array) -> jax.Array:

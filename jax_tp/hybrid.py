@@ -111,10 +111,13 @@ class Hybrid:
     def build(self, mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
         """The layer, auto or manual, on tp or on x and y, shared out over the other axis; `state`: that of "inner".
 
-        Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, and for dropout.
+        Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, for dropout, and
+        for the style typed.
         """
         if options.get("drop_rate"):
             raise ValueError("drop_rate: the masks would be the same for each part of the batch; 0 would work")
+        if style not in DATA_PARALLEL:
+            raise ValueError(f"style {style!r} beside data parallelism: {' or '.join(DATA_PARALLEL)} would work")
         axis = next(name for name in mesh.axis_names if name in AXES)
         inner_plan = plan.children["inner"] if style == "manual" else on_batch(plan.children["inner"], axis)
         inner = self.layer.build(mesh, style, inner_plan, child(state, "inner"), **options)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from jax.experimental.multihost_utils import process_allgather
 
+from jax_tp.checkpoint import together
 from parity.checkpoint_format import CheckpointError, begin, unfinished
-from parity.checkpoint_seal import check_contents, raise_first, seal, verify
-
-LINE_BYTES = 1000  # of an error, between processes
+from parity.checkpoint_seal import check_contents, seal, verify
 
 
 def state_of(module: nnx.Module, optimizer: nnx.Optimizer | None) -> dict[str, Any]:
@@ -89,22 +86,6 @@ def put(node: nnx.Module | nnx.Optimizer, kind: Any, values: dict[str, Any]) -> 
     state = nnx.state(node, kind)
     nnx.replace_by_pure_dict(state, values)
     nnx.update(node, state)
-
-
-def together(directory: Path, work: Callable[[], Any]) -> None:
-    """Do it in all processes; if one fails, all raise CheckpointError, with the one line that it says."""
-    line, cause = "", None
-    try:
-        work()
-    except CheckpointError as refused:
-        line = str(refused)
-    except Exception as failed:  # a damaged file can make a reader raise anything
-        line, cause = f"{directory}: {type(failed).__name__} {failed}".splitlines()[0], failed
-    lines = [line]
-    if jax.process_count() > 1:
-        padded = np.frombuffer(line.encode()[:LINE_BYTES].ljust(LINE_BYTES), np.uint8)
-        lines = [bytes(own).decode(errors="replace").strip() for own in process_allgather(padded)]
-    raise_first(lines, cause)
 
 
 def shapes(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.errors import JaxRuntimeError
 from jax.stages import Compiled
 
 from jax_tp.grid.chain import chain
@@ -45,7 +46,7 @@ def answer_partition(question: PartitionQuestion, run: Path) -> Answer:
     refused_by_types = why_types_refuse(question)
     try:
         compiled, output = partition(question)
-    except Exception as error:  # ValueError and JaxRuntimeError, by operation
+    except (ValueError, JaxRuntimeError) as error:  # by operation
         refused = f"{type(error).__name__}: {error}".splitlines()[0]
         return Answer(question.id, refused=refused, refused_by_types=refused_by_types)
     hlo = write_program(compiled, question, run)

@@ -5,24 +5,28 @@
     count              steps done, a scalar int64
 
 Each device writes the shard that it holds (of replicas, the first device) and reads the part that it needs: nothing is
-gathered, nothing is sent. The files are in `parity.checkpoint_format`; all processes see the same file system.
+gathered, and sent is only what went wrong. The files are in `parity.checkpoint_format`; all processes see the same file
+system.
 A module beside data parallelism (hybrid.py) is stored under the names of the one that it wraps: a checkpoint knows no
 parallelism. native_checkpoint.py has the framework's own format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from parity.checkpoint_format import Checkpoint, CheckpointError, begin, finish, write_rank
+from parity.checkpoint_seal import raise_first
 from parity.contract import Shard
 from torch_tp.layouts import canonical, describe, native_name, to_tensor
 
@@ -100,14 +104,9 @@ def save(
     if schedule is not None and rank == 0:
         count = torch.tensor(schedule.last_epoch).numpy()
         shards.append((COUNT, Shard((), (), "int64"), count))
-    if rank == 0:
-        begin(directory)
-    dist.barrier()
-    write_rank(directory, rank, shards)
-    dist.barrier()
-    if rank == 0:
-        finish(directory)
-    dist.barrier()
+    together(directory, lambda: begin(directory) if rank == 0 else None)
+    together(directory, lambda: write_rank(directory, rank, shards))
+    together(directory, lambda: finish(directory) if rank == 0 else None)
 
 
 def load(
@@ -117,19 +116,42 @@ def load(
     optimizer: AdamW | None = None,
     schedule: LambdaLR | None = None,
 ) -> None:
-    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now; nothing is sent.
+    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now; all processes call it.
 
     Raises CheckpointError for a checkpoint that is damaged, or is of another model.
     """
-    checkpoint, tensors = Checkpoint(directory), named_tensors(names, module, optimizer)
-    checkpoint.check_names([*tensors, *([] if schedule is None else [COUNT])])
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            held, index, _ = describe(tensor)
-            values = checkpoint.read(name, tensor.shape, held.dtype.name, index)
-            tensor.to_local().copy_(to_tensor(values, tensor.device_mesh.device_type))
-    if optimizer is not None and schedule is not None:
-        resume(optimizer, schedule, int(checkpoint.read(COUNT, (), "int64", ())))
+    tensors = named_tensors(names, module, optimizer)
+
+    def read() -> None:
+        checkpoint = Checkpoint(directory)
+        checkpoint.check_names([*tensors, *([] if schedule is None else [COUNT])])
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                held, index, _ = describe(tensor)
+                values = checkpoint.read(name, tensor.shape, held.dtype.name, index)
+                tensor.to_local().copy_(to_tensor(values, tensor.device_mesh.device_type))
+        if optimizer is not None and schedule is not None:
+            resume(optimizer, schedule, int(checkpoint.read(COUNT, (), "int64", ())))
+
+    together(directory, read)
+
+
+def together(directory: Path, work: Callable[[], Any]) -> None:
+    """Do it on all ranks, and wait; if one fails, all raise CheckpointError with the line that it says."""
+    line, cause = "", None
+    try:
+        work()
+    except CheckpointError as refused:
+        line = str(refused)
+    except dcp.CheckpointException as failed:  # on every rank, with what each of them raised
+        cause = next(iter(failed.failures.values()))[0]
+    except Exception as failed:  # a damaged file can make a reader raise anything
+        cause = failed
+    if cause is not None:
+        line = f"{directory}: {type(cause).__name__} {cause}".splitlines()[0]
+    lines = [line] * dist.get_world_size()
+    dist.all_gather_object(lines, line)
+    raise_first(lines, cause)
 
 
 def resume(optimizer: AdamW, schedule: LambdaLR, count: int) -> None:

@@ -14,7 +14,6 @@ Source: https://docs.pytorch.org/docs/stable/distributed.checkpoint.html
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from parity.checkpoint_format import CheckpointError, begin, unfinished
-from parity.checkpoint_seal import check_contents, raise_first, seal, verify
-from torch_tp.checkpoint import COUNT, resume, start_state
+from parity.checkpoint_format import begin, unfinished
+from parity.checkpoint_seal import check_contents, seal, verify
+from torch_tp.checkpoint import COUNT, resume, start_state, together
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -79,24 +78,6 @@ def load(directory: Path, module: nn.Module, optimizer: AdamW | None = None, sch
         set_optimizer_state_dict(module, optimizer, part_of(state, "optimizer."), options=FLAT)
         if schedule is not None:
             resume(optimizer, schedule, int(state[COUNT]))
-
-
-def together(directory: Path, work: Callable[[], Any]) -> None:
-    """Do it on all ranks; if one fails, all raise CheckpointError, with the one line that it says."""
-    line, cause = "", None
-    try:
-        work()
-    except CheckpointError as refused:
-        line = str(refused)
-    except dcp.CheckpointException as failed:  # on every rank, with what each of them raised
-        cause = next(iter(failed.failures.values()))[0]
-    except Exception as failed:  # a damaged file can make a reader raise anything
-        cause = failed
-    if cause is not None:
-        line = f"{directory}: {type(cause).__name__} {cause}".splitlines()[0]
-    lines = [line] * dist.get_world_size()
-    dist.all_gather_object(lines, line)
-    raise_first(lines, cause)
 
 
 def contents(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -71,7 +71,7 @@ KNOWN = {
     "worker.py": ("parity.contract", "parity.question_contract", "parity.step_contract", "parity.worker_contract"),
     "steps.py": ("parity.step_contract",),
     "tasks.py": ("parity.contract",),
-    "checkpoint.py": ("parity.contract", "parity.checkpoint_format"),
+    "checkpoint.py": ("parity.contract", "parity.checkpoint_format", "parity.checkpoint_seal"),
     "questions.py": ("parity.contract", "parity.question_contract", "parity.worker_contract"),
     "partitioners.py": ("parity.question_contract",),
     "chain.py": ("parity.question_contract",),

@@ -93,7 +93,7 @@ def new_optimizer(module, mesh, recipe):
 
 def train(case, params, batch, directory):
     """Four steps, and two, a checkpoint, and two more of a module and an optimizer that are new: the same bits."""
-    recipe = Recipe(**{**RECIPE, "num_steps": 4, "num_microbatches": 1})
+    recipe = Recipe(**{**RECIPE, "num_steps": 4, "warmup_steps": 2, "num_microbatches": 1})
     step_once = nnx.jit(lambda module, optimizer, one: train_step(module, optimizer, [one], recipe))
     ends = []
     for interrupted in (False, True):

@@ -78,7 +78,7 @@ def load(case, params, tp, directory):
 
 def train(case, params, batch, directory):
     """Four steps, and two, a checkpoint, and two more of a module and an optimizer that are new: the same bits."""
-    recipe = Recipe(**{**RECIPE, "num_steps": 4, "num_microbatches": 1})
+    recipe = Recipe(**{**RECIPE, "num_steps": 4, "warmup_steps": 2, "num_microbatches": 1})
     ends = []
     for interrupted in (False, True):
         mesh, module = build(case, params, 4)

@@ -66,6 +66,22 @@ def names_of_others(side, case, params, directory: Path) -> None:
     assert not directory.exists()
 
 
+def refused_by_all(side, case, params, whole: Path, copy: Path) -> None:
+    """What only one rank finds, all ranks say: a directory that is there, a shard that only the last one reads."""
+    _, module = side.build(case, params, 4)
+    assert said(side.checkpoint.save, whole, list(params), module).endswith("give another directory")
+    if side.is_first():
+        shutil.copytree(whole, copy)
+        flip(last_shard(copy))
+    side.barrier()
+    line = said(side.checkpoint.load, copy, list(params), module)
+    assert last_shard(copy).name in line, line
+
+
+def last_shard(directory: Path) -> Path:
+    return sorted(directory.glob("shard-*.safetensors"))[-1]
+
+
 def in_own_format(side, root: Path, framework: str, other: str) -> None:
     """Module and optimizer through DCP or Orbax at every tp degree, on to the other framework, and back into its own.
 
@@ -219,6 +235,8 @@ def main() -> int:
     wait_for(root / f"{other}.trained")
     side.reload_optimizer(case, params, root / f"{other}.trained", root / f"{framework}.again")
     names_of_others(side, case, params, root / f"{framework}.refused")
+    block = root / f"{framework}.block.float64"
+    refused_by_all(side, case, params, block, root / f"{framework}.flipped")
     in_own_format(side, root, framework, other)
     beside_data_parallelism(side, root, framework, other)
     side.leave()

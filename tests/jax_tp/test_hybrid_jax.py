@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_tp import hybrid
+from jax_tp import block, hybrid
 
 MESH = AbstractMesh((2, 2), ("fsdp", "tp"))
 
@@ -49,3 +49,9 @@ def test_dropout_is_refused_as_all_parts_of_the_batch_would_have_the_same_masks(
         ValueError, match=r"^drop_rate: the masks would be the same for each part of the batch; 0 would"
     ):
         hybrid.Hybrid(inner, "megatron", False).build(None, "manual", None, {}, drop_rate=0.1)
+
+
+def test_typed_is_refused_with_what_would_work():
+    layer = hybrid.over(block, "megatron")
+    with pytest.raises(ValueError, match=r"^style 'typed' beside data parallelism: auto or manual would work$"):
+        layer.build(MESH, "typed", layer.PLANS["fsdp"], {})
