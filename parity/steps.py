@@ -14,7 +14,7 @@ from parity.cases.notation import shape_of
 from parity.contract import read_events
 from parity.hlo import read_collectives
 from parity.hlo.ledger import HloCollective
-from parity.hlo.operations import read_operations, stacked_bytes
+from parity.hlo.operations import read_operations, stacked_bytes, uncounted_work
 from parity.hlo.text import parse_module
 from parity.launch import Group, Progress, run_group
 from parity.presets import FAMILIES
@@ -94,6 +94,7 @@ def read_trace(run_dir: Path, framework: str, request: StepRequest) -> StepTrace
 def read_program(trace: StepTrace, hlo: str, request: StepRequest) -> StepTrace:
     """The trace with what stands in the compiled program: collectives, operations, and what its loops keep."""
     ledger, module = read_collectives(hlo, request.mesh), parse_module(hlo)
+    gaps = [f"figures are too low or too high: {gap}" for gap in (*ledger.gaps, *uncounted_work(module))]
     memory = trace.memory
     if memory is not None:
         kept = stacked_bytes(module)
@@ -103,7 +104,7 @@ def read_program(trace: StepTrace, hlo: str, request: StepRequest) -> StepTrace:
         collectives=tuple(map(traced, ledger.calls)),
         operations=read_operations(module),
         memory=memory,
-        notes=(*trace.notes, *ledger.notes, *ledger.gaps),
+        notes=(*trace.notes, *ledger.notes, *gaps),
     )
 
 

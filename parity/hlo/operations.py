@@ -66,6 +66,13 @@ def stacked_bytes(module: Module) -> int:
     return total
 
 
+def uncounted_work(module: Module) -> list[str]:
+    """What the operations leave open, one line each: loops of which nobody knows how often they run."""
+    every = (one for computation in module.computations.values() for one in computation.instructions.values())
+    loops = (one for one in every if one.opcode == "while" and trip_count(one) is None)
+    return [f"%{loop.name}: a loop of unknown length, its work is counted once" for loop in loops]
+
+
 def _walk(module: Module, name: str, trips: int) -> Iterator[tuple[Operation, int]]:
     computation = module.computations[name]
     for instruction in computation.instructions.values():

@@ -8,8 +8,10 @@ from __future__ import annotations
 import pytest
 from test_hlo import sample
 
-from parity.hlo.operations import read_operations, stacked_bytes
+from parity.hlo.operations import read_operations, stacked_bytes, uncounted_work
 from parity.hlo.text import parse_module
+from parity.step_contract import StepRequest, StepTrace
+from parity.steps import read_program
 
 HEADER = "HloModule step, is_scheduled=true, num_partitions=1\n\n"
 
@@ -115,3 +117,34 @@ def test_collectives_are_not_operations():
     names = {op.name for op in read_operations(parse_module(sample("fsdp")))}
     assert names.isdisjoint({"all-gather", "all-gather-start", "reduce-scatter", "all-reduce-start", "all-reduce-done"})
     assert names
+
+
+def test_a_loop_of_unknown_length_is_told_and_not_among_the_notes_on_instructions():
+    unknown = LOOP.replace('"known_trip_count":{"n":"5"}', "")
+    assert uncounted_work(parse_module(LOOP)) == []
+    (line,) = uncounted_work(parse_module(unknown))
+    assert line == "%loop: a loop of unknown length, its work is counted once"
+    request = StepRequest("r", "models.gpt", "megatron", "auto", {"tp": 1}, {}, {})
+    (note,) = read_program(StepTrace("jax", "r"), unknown, request).notes
+    assert note.endswith(line)
+    assert not note.startswith("%")  # those are only counted in the terminal
+
+
+def test_both_branches_are_read_and_an_end_is_not_counted_again():
+    branch = """%{name} (x: f32[4,8]) -> f32[4,8] {{
+  %x = f32[4,8]{{1,0}} parameter(0)
+  ROOT %y = f32[4,8]{{1,0}} copy(%x)
+}}
+
+"""
+    entry = """ENTRY %main (c: pred[], x: f32[4,8]) -> f32[4,8] {
+  %c = pred[] parameter(0)
+  %x = f32[4,8]{1,0} parameter(1)
+  %if = f32[4,8]{1,0} conditional(%c, %x, %x), true_computation=%yes, false_computation=%no
+  %s = ((f32[4,8]{1,0}), f32[4,8]{1,0}) async-start(%if), calls=%run
+  ROOT %d = f32[4,8]{1,0} async-done(%s), calls=%run
+}
+"""
+    text = HEADER + "".join(branch.format(name=name) for name in ("yes", "no", "run")) + entry
+    (copies,) = read_operations(parse_module(text))
+    assert (copies.name, copies.count, copies.moved_bytes) == ("copy", 3, 2 * 4 * 8 * 4)
