@@ -106,7 +106,8 @@ def _matmul(computation: Computation, instruction: Instruction, pass_: str, targ
     left, right = (computation.instructions[name] for name in instruction.operands[:2])
     batch, k, m = _split_dims(left, numbers["lhs_batch_dimensions"], numbers["lhs_contracting_dimensions"])
     _, _, n = _split_dims(right, numbers["rhs_batch_dimensions"], numbers["rhs_contracting_dimensions"])
-    dtype, result = array_bytes(instruction.shape)[0]  # the second one is the workspace
+    _, result = array_bytes(instruction.shape)[0]  # the second one is the workspace
+    ((dtype, _),) = array_bytes(left.shape)  # that of the operands tells how fast: the result may be wider
     moved = result + sum(_size(computation.instructions[name].shape) for name in instruction.operands)
     return Operation(pass_, "matmul", m, n, k, batch, dtype, 2 * batch * m * n * k, moved, name=target)
 

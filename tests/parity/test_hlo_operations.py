@@ -111,6 +111,12 @@ def test_product_in_batches_and_transposed_is_told_by_its_dims():
     moved = (2 * 64 * 8 + 2 * 32 * 8 + 2 * 64 * 32) * 4
     flops = 2 * 2 * 64 * 32 * 8
     assert rows(text) == {("forward", "matmul", "__cublas$lt$matmul", 64, 32, 8, 2, flops, moved): 1}
+    # As fast as its operands are multiplied, whatever the result is stored in.
+    narrow = text.replace("f32[2,64,8]", "bf16[2,64,8]").replace("f32[2,32,8]", "bf16[2,32,8]")
+    assert [op.dtype for source in (text, narrow) for op in read_operations(parse_module(source))] == [
+        "float32",
+        "bfloat16",
+    ]
 
 
 def test_collectives_are_not_operations():
