@@ -106,7 +106,7 @@ SUITES: dict[str, tuple[Selection, ...]] = {
         Selection(meshes=({"tp": 4},), numerics=("float64", "train-float64"), variants=TYPICAL),
         # Parameters that lie over both axes and others that lie over one, clipped together.
         Selection(meshes=HYBRIDS[1:2], numerics=("train-float64",), variants=("llama",), layers=("hybrid.block",)),
-        # On grids the product by every algorithm; of the layers what a block has not got, and blocks.
+        # On grids the product by every algorithm, and blocks; the other layers and models of the grid are in "full".
         Selection(
             meshes=GRIDS[:1],
             numerics=("float64", "bfloat16", "exact-bfloat16"),
