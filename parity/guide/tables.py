@@ -60,9 +60,11 @@ def pair_of_concept(name: str) -> Table:
 
 
 def table_of(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
-    """A table without lines, whose cells wrap, but for the first; brackets in them are brackets."""
+    """A table without lines, whose cells wrap, but for the first; long names go on in the next line, whole."""
     table = Table(*titles, pad_edge=False, box=None, header_style="bold")
     table.columns[0].no_wrap = True
+    for column in table.columns:
+        column.overflow = "fold"
     for row in rows:
         table.add_row(*map(escape, row))
     return table
