@@ -38,7 +38,8 @@ PLANTED = {
     "weights_never_move": ("megatron", "gelu_erf", "auto", rf" step1.up.w: .*({NUMBERS})"),
     "replicated_gradients_counted_tp_times": ("megatron", "gelu_erf", "manual", rf" step1.norm: .*({NUMBERS})"),
     "gradients_not_synced_over_dp": ("dp", "gpt", "manual", rf" (step1.)?inner.mlp.up.w(.grad)?: .*({NUMBERS})"),
-    "panel_of_another_owner": ("summa", "bias", "manual", rf" y: .*({NUMBERS})"),
+    # Not y: both operands' panels come from the next owner, and their products add up to the same sum.
+    "panel_of_another_owner": ("summa", "bias", "manual", rf" [xw].grad: .*({NUMBERS})"),
     "norm_gradient_of_own_rows": ("grid", "layer_norm", "manual", rf" scale.grad: .*({NUMBERS})"),
     "masks_by_local_place": ("feature_parallel", "half", "manual", rf" y: .*({NUMBERS})"),
     "decay_of_the_framework": ("megatron", "gelu_erf", "typed", rf" step1.down.w: .*({NUMBERS})"),
