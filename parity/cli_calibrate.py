@@ -111,7 +111,7 @@ def compare_with_file(machine: str | None, path: Path, is_held_out: bool, as_jso
     if machine is None:
         raise RefusedError("--machine is missing: which machine should predict the file")
     described, measurements = load_machine(machine), read_measurements([path])
-    points, skipped = (held_out(measurements, machine), {}) if is_held_out else predicted(described, measurements)
+    points, skipped = held_out(measurements, machine) if is_held_out else predicted(described, measurements)
     if not points:
         reasons = "; ".join(skipped)
         raise RefusedError(f"{path}: nothing in it that {described.name} can predict: {reasons}")

@@ -174,7 +174,9 @@ class Tracer:
         }
 
     def fill(self, choices: Sequence[Choice]) -> list[Choice]:
-        """The choices with the predictions of those that can be."""
+        """The choices with the predictions of those that can be. Raises RefusedError where none can."""
+        if choices and all(choice.refused for choice in choices):
+            raise RefusedError("; ".join(f"{choice.name}: {choice.refused}" for choice in choices))
         answers = self([choice.question for choice in choices if not choice.refused])
         return [replace(choice, prediction=answers.get(choice.question.id)) for choice in choices]
 

@@ -63,7 +63,7 @@ def scaling(
         plot_curves(curves, sizes, plot)
     found = {plan: [crossover(plan, p, sizes) for p in GPUS] for plan in TWO_D}
     held = {
-        name: {plan: [answers[name][f"block/{plan}/{q}"].temporary_bytes or 0 for q in SIDES] for plan in TWO_D}
+        name: {plan: [answers[name][f"block/{plan}/{q}"].temporary_bytes for q in SIDES] for plan in TWO_D}
         for name in answers
     }
     if as_json:

@@ -121,12 +121,12 @@ SUITES: dict[str, tuple[Selection, ...]] = {
             layers=("grid.block",),
         ),
         Selection(meshes=GRIDS[:1], numerics=("float64",), variants=("gpt",), plans=("stationary", "cannon")),
-        # Sides that differ, and odd ones.
+        # Sides that differ, odd ones, and of one device; with exact operands too.
         Selection(
-            meshes=GRIDS[1:],
-            numerics=("float64",),
+            meshes=(*GRIDS[1:], *LINES),
+            numerics=("float64", "exact-float32"),
             variants=("panel5", "plain"),
-            plans=("summa", "cannon"),
+            plans=("summa", "cannon", "gathered", "stationary"),
             layers=("grid.matmul",),
         ),
         Selection(

@@ -78,7 +78,7 @@ def _too_large(question: Question, choices: Sequence[Choice]) -> Condition:
         f"state {state / 1e9:.0f} GB in all ({STATE_BYTES[question.dtype]} B a parameter), a GPU has {usable / 1e9:.1f}"
     )
     one = next((choice for choice in choices if choice.question.size(("tp",)) == 1), None)
-    if one is None or one.refused or not one.steps:
+    if one is None or one.refused or not any(step.fit for step in one.steps):
         reason = one.refused if one is not None and one.refused else "not traced"
         return Condition("too large without?", state > usable, f"{text}; tp=1: {reason}")
     needed = max(step.fit.needed_bytes for step in one.steps if step.fit)

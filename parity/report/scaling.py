@@ -55,9 +55,13 @@ def print_crossovers(
 
 
 def print_temporaries(
-    console: Console, held: Mapping[str, Mapping[str, Sequence[int]]], sides: Sequence[int], block: int, panel: int
+    console: Console,
+    held: Mapping[str, Mapping[str, Sequence[int | None]]],
+    sides: Sequence[int],
+    block: int,
+    panel: int,
 ) -> None:
-    """framework -> plan -> bytes on grids of these sides."""
+    """framework -> plan -> bytes on grids of these sides, None where the framework gave none."""
     title = (
         f"MiB held a GPU beside the blocks of x, w and y: y = x w forward, blocks of {block} x {block} bfloat16 "
         f"({2 * block**2 / 2**20:g} MiB)\nwhatever the grid; summa in panels of {panel}"
@@ -69,7 +73,8 @@ def print_temporaries(
         table.add_column(f"{q} x {q}", justify="right", no_wrap=True)
     for plan in next(iter(held.values())):
         for framework, plans in held.items():
-            table.add_row(plan, framework, *(f"{value / 2**20:,.2f}" for value in plans[plan]))
+            sizes = ("-" if value is None else f"{value / 2**20:,.2f}" for value in plans[plan])
+            table.add_row(plan, framework, *sizes)
     console.print(table)
 
 
