@@ -27,7 +27,7 @@ from jax_tp.optimizer import Recipe, make_optimizer, place_optimizer
 from jax_tp.tasks import place_batch
 from jax_tp.trace import A100_OPTIONS, a100_devices
 from jax_tp.train import Batch, Update, train_step, training_loss
-from parity.step_contract import Memory, StepOrder, StepRequest, StepTrace
+from parity.step_contract import XLA_FLAGS, Memory, StepOrder, StepRequest, StepTrace
 
 # What is sent, computed and held depends on none of these numbers.
 RECIPE = Recipe(100, 1, 3e-4, 3e-5, 10, 0.9, 0.95, 1e-8, 0.1, 1.0)
@@ -53,9 +53,16 @@ def trace_step(order: StepOrder) -> tuple[StepTrace, str]:
     if request.recompute:
         checkpoint_blocks(module)
     batch = place_batch(empty_batch(order, dtype), mesh, plan)
-    compiled, memory = run(module, mesh, batch, request.optimizer)
-    seconds = time.monotonic() - begin_s
-    return StepTrace("jax", request.id, memory=memory, seconds=seconds, notes=NOTES), compiled.as_text()
+    flags = A100_OPTIONS | XLA_FLAGS[request.xla_flags].flags
+    compiled, memory = run(module, mesh, batch, request.optimizer, flags)
+    seconds, notes = time.monotonic() - begin_s, (*NOTES, flags_note(request.xla_flags, flags))
+    return StepTrace("jax", request.id, memory=memory, seconds=seconds, notes=notes), compiled.as_text()
+
+
+def flags_note(name: str, flags: Mapping[str, bool | int]) -> str:
+    """What XLA was told, and what that means for overlap, in one line."""
+    told = " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items())
+    return f"XLA flags, {name}: {XLA_FLAGS[name].meaning}; compiled with {told}"
 
 
 def layer_of(request: StepRequest, is_mean: bool) -> tuple[ModuleType | hybrid.Hybrid, Plan, str]:
@@ -96,7 +103,9 @@ def empty_batch(order: StepOrder, dtype: jnp.dtype) -> State:
     }
 
 
-def run(module: nnx.Module, mesh: Mesh, batch: Batch, has_optimizer: bool) -> tuple[Any, Memory]:
+def run(
+    module: nnx.Module, mesh: Mesh, batch: Batch, has_optimizer: bool, flags: Mapping[str, bool | int]
+) -> tuple[Any, Memory]:
     """One step, compiled; what it updates is donated, so that the new values take the place of the old ones."""
     optimizer = None
     if has_optimizer:
@@ -118,5 +127,5 @@ def run(module: nnx.Module, mesh: Mesh, batch: Batch, has_optimizer: bool) -> tu
     shardings = (loss, jax.tree.map(lambda array: array.sharding, moved))
     jitted = jax.jit(step, out_shardings=shardings, donate_argnums=0 if has_optimizer else ())
     with jax.set_mesh(mesh):
-        compiled = jitted.lower(state, *batch).compile(compiler_options=A100_OPTIONS)
+        compiled = jitted.lower(state, *batch).compile(compiler_options=dict(flags))
     return compiled, Memory(**held_bytes(compiled, module, optimizer), source="XLA memory analysis")

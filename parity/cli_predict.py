@@ -38,6 +38,9 @@ Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16 | float32")]
 Checkpoint = Annotated[
     bool, typer.Option("--checkpoint", help="Every block makes its activations again in the backward pass.")
 ]
+XlaFlagsName = Annotated[
+    str, typer.Option("--xla-flags", help="default | recommended: XLA's scheduler hides collectives behind work.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Figures as JSON in place of tables.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the JSON to this file too.")]
 TorchPython = Annotated[str, typer.Option(help="Interpreter that has torch.")]
@@ -54,6 +57,7 @@ def predict_step(
     style: Style = "auto",
     dtype: Dtype = "bfloat16",
     checkpoint: Checkpoint = False,
+    xla_flags: XlaFlagsName = "default",
     sweep: Annotated[
         str | None, typer.Option(help="tp: the mesh's GPUs by tp degree. plan: 1D and 2D, and where 2D wins.")
     ] = None,
@@ -70,7 +74,7 @@ def predict_step(
         check_out(out)
         sizes = parse_sizes(mesh, "--mesh")
         question = Question.of(
-            load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype, checkpoint
+            load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype, checkpoint, xla_flags
         )
         trace = Tracer(torch_python, jax_python)
         if sweep is None:
@@ -111,6 +115,7 @@ def advise_step(
     style: Style = "auto",
     dtype: Dtype = "bfloat16",
     checkpoint: Checkpoint = False,
+    xla_flags: XlaFlagsName = "default",
     as_json: AsJson = False,
     out: Out = None,
     torch_python: TorchPython = sys.executable,
@@ -124,7 +129,7 @@ def advise_step(
         check_out(out)
         sizes = {"fsdp": gpus}
         question = Question.of(
-            load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype, checkpoint
+            load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype, checkpoint, xla_flags
         )
         check_mesh(question.machine, question.mesh)
         trace = Tracer(torch_python, jax_python)

@@ -123,4 +123,5 @@ def traced(call: HloCollective) -> TracedCollective:
         is_async=call.is_async,
         source_line=f"{where}:{line}" if file else "",
         op_name=call.op_name,
+        beside=call.beside,
     )

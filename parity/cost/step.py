@@ -4,10 +4,13 @@
     each pass = compute + awaited collectives + what of the others shows
 
 A collective that is awaited where it is issued adds its time. One that is started and awaited apart with a product
-between (`is_async`: the gathers and reduce-scatters of fsdp, the gradients of dp) runs beside the pass's other work, as
-in a pipeline of L stages with a collective a / L and work w / L each: a / L shows for the first, and of the rest what
-is longer than the work, (1 - 1 / L) max(0, a - w). Awaited collectives on the same link leave it no time to run. While
-it is hidden its kernels keep some of the SMs from the work.
+between (`is_async`) hides behind work, and while it is hidden its kernels keep some of the SMs from that work:
+
+    scheduled   a compiled program says what work w runs between start and end of each call: max(0, a - w) shows
+    pipelined   streams that no compiler orders (torch's for fsdp and dp) run beside the pass's other work, as in a
+                pipeline of L stages with a collective a / L and work w / L each: a / L shows for the first, and of
+                the rest what is longer than the work, (1 - 1 / L) max(0, a - w). Awaited collectives on the same
+                link leave it no time to run.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ class CollectiveCost:
     link: str  # "nvlink": inside a node; "network": one GPU a node; "both"
     wire_bytes: float  # that one GPU sends, over all calls
     time: Estimate
+    beside: Estimate | None = None  # own work scheduled beside one call; None where the trace has no schedule
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,10 @@ def collective_costs(machine: Machine, mesh: Mapping[str, int], trace: StepTrace
         group = Group.of_axis(mesh, entry.axis, machine.gpus_per_node)
         one = collective_time(machine, entry.kind, entry.payload_bytes, group)
         wire_bytes = entry.count * entry.payload_bytes * wire_factor(entry.kind, group.gpus)
-        costs.append(CollectiveCost(entry, link_of(group), wire_bytes, total([(one, entry.count)], one.basis)))
+        beside = None
+        if entry.beside is not None:
+            beside = total([(operation_time(machine, op), op.count) for op in entry.beside], "scheduled beside it")
+        costs.append(CollectiveCost(entry, link_of(group), wire_bytes, total([(one, entry.count)], one.basis), beside))
     return tuple(costs)
 
 
@@ -165,8 +172,14 @@ def _communication(pass_: str, work: Sequence[Part], costs: Sequence[CollectiveC
     for axis in dict.fromkeys(cost.entry.axis for cost in awaited):
         own = [(cost.time, 1.0) for cost in awaited if cost.entry.axis == axis]
         parts.append(Part(pass_, f"{axis} collectives", total(own, "awaited where issued")))
-    for axis in dict.fromkeys(cost.entry.axis for cost in costs if cost.entry.is_async):
-        own_costs = [cost for cost in costs if cost.entry.is_async and cost.entry.axis == axis]
+    scheduled = [cost for cost in costs if cost.entry.is_async and cost.beside is not None]
+    for axis in dict.fromkeys(cost.entry.axis for cost in scheduled):
+        each = [_scheduled(cost) for cost in scheduled if cost.entry.axis == axis]
+        exposed = total([(shown, 1.0) for shown, _ in each], "schedule of the program")
+        parts.append(Part(pass_, f"{axis} collectives, exposed", exposed, sum(hidden for _, hidden in each)))
+    pipelined = [cost for cost in costs if cost.entry.is_async and cost.beside is None]
+    for axis in dict.fromkeys(cost.entry.axis for cost in pipelined):
+        own_costs = [cost for cost in pipelined if cost.entry.axis == axis]
         links = {cost.link for cost in own_costs}
         beside = [(part.time, 1.0) for part in work]
         beside += [(cost.time, 1.0) for cost in awaited if not _share(cost.link, links)]
@@ -186,7 +199,13 @@ def _share(link: str, links: set[str]) -> bool:
     return link in links or "both" in links or link == "both"
 
 
-def _pipelined(running: Estimate, beside: Estimate, stages: int) -> tuple[Estimate, float]:
+def _scheduled(cost: CollectiveCost) -> tuple[Estimate, float]:
+    """(what shows, hidden seconds) of all calls of a collective, each beside its own work: no first stage."""
+    beside = total([(cost.beside or Estimate(0.0, 0.0, 0.0, ""), cost.entry.count)], "beside")
+    return _pipelined(cost.time, beside, math.inf)
+
+
+def _pipelined(running: Estimate, beside: Estimate, stages: float) -> tuple[Estimate, float]:
     """(what shows, hidden seconds) of collectives that take `running` beside work of `beside`, in `stages` pieces."""
     first = 1 / stages
 

@@ -29,6 +29,7 @@ COMPILED = "A JAX step is a pure function that is compiled ahead of time, with l
 A100 = "XLA can compile for GPUs that are not there; what PyTorch dispatches does not depend on the device."
 
 DEVICES = "A PyTorch process has one device, a JAX process all that it is given: of a node, or on the CPU all."
+XLA_TOLD = "What runs beside a collective is decided by XLA's flags; in PyTorch, by the streams that code names."
 LOOP = "XLA compiles one block and loops over it; PyTorch dispatches every block, and compiles none."
 DISPATCHED = "PyTorch's operations and storages are seen as they come and go; XLA plans them, and its plan is read."
 
@@ -173,6 +174,10 @@ DIFFERENCES = (
     Difference("steps.py", "states_of", "optimizer", "", "What JAX holds is read from shardings."),
     Difference("steps.py", "collectives_of", "record", "", OBSERVED),
     Difference("steps.py", "stacked", "", "params", LOOP),
+    Difference("steps.py", "flags_note", "", "name, flags", XLA_TOLD),
+    Difference(
+        "steps.py", "run", "module, mesh, batch, has_optimizer", "module, mesh, batch, has_optimizer, flags", XLA_TOLD
+    ),
     Difference("worker.py", "trace_order", "", "order, run", "The program that XLA compiled is left for the harness."),
     Difference("timing.py", "wait", "device", "outputs", "CUDA waits for a device, JAX for arrays."),
     Difference("timing.py", "align", "device", "()", "CUDA waits for a device, JAX for arrays."),

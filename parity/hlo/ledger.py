@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 from parity.contract import Collective, ContractError
 from parity.hlo.groups import axis_of_groups, axis_of_pairs, parse_groups, parse_pairs
+from parity.hlo.overlap import work_beside
 from parity.hlo.passes import latest, passes_of_name, passes_of_operand
 from parity.hlo.text import Computation, Instruction, Module, array_bytes, parse_module, split, trip_count
+from parity.step_contract import Operation
 
 _KINDS = {
     "all-reduce": "all_reduce",
@@ -39,6 +41,7 @@ class HloCollective:
     op_name: str
     source_line: str  # "file:line"
     num_operands: int  # more than 1: the compiler combined several collectives
+    beside: tuple[Operation, ...]  # all work between, of one call; of the largest part only of what one call moves
 
     def to_collective(self) -> Collective:
         source = self.op_name or "(the compiler gives no name)"
@@ -84,6 +87,7 @@ class _Reader:
         self.mesh = mesh
         self.notes: list[str] = []
         self.gaps: list[str] = []
+        self.beside: dict[str, dict[str, tuple[Operation, ...]]] = {}  # computation -> start -> work
         self.axes: dict[str, tuple[str | None, int]] = {}  # replica groups as spelled -> axis, group size
 
     def computation(self, name: str) -> tuple[HloCollective, ...]:
@@ -108,8 +112,13 @@ class _Reader:
         if opcode == "conditional":
             return self.conditional(instruction)
         if opcode == "async-start":
-            is_async = self.is_async(computation, instruction)
-            return tuple(replace(call, is_async=is_async) for call in self.called(instruction, "calls"))
+            is_async, beside = self.is_async(computation, instruction), self.work_beside(computation, instruction)
+            wrapped = self.called(instruction, "calls")
+            largest = max((call.payload_bytes for call in wrapped), default=0)
+            return tuple(
+                replace(call, is_async=is_async, beside=beside if call.payload_bytes == largest else ())
+                for call in wrapped
+            )
         if opcode == "call":
             return self.called(instruction, "to_apply")
         return () if opcode.endswith(("-done", "-update")) else self.called(instruction, "calls", "called_computations")
@@ -151,6 +160,8 @@ class _Reader:
         payload: dict[tuple[str, str], int] = {}
         for (dtype, size), pass_ in zip(arrays, passes, strict=True):
             payload[dtype, pass_] = payload.get((dtype, pass_), 0) + size * scale
+        is_async = started and self.is_async(computation, instruction)
+        beside, largest = self.work_beside(computation, instruction) if is_async else (), max(payload.values())
         return tuple(
             HloCollective(
                 kind=kind,
@@ -159,12 +170,13 @@ class _Reader:
                 payload_bytes=size,
                 count=1,
                 loop_count=1,
-                is_async=started and self.is_async(computation, instruction),
+                is_async=is_async,
                 pass_=pass_,
                 op_name=instruction.op_name,
                 source_line=self.module.source_line(instruction),
                 # The tuple form of an all-to-all has one operand a peer.
                 num_operands=1 if kind == "all_to_all" else len(instruction.operands),
+                beside=beside if size == largest else (),
             )
             for (dtype, pass_), size in payload.items()
         )
@@ -181,6 +193,12 @@ class _Reader:
         if axis is None:
             self.notes.append(f"%{instruction.name}: replica groups {text[:80]} are those of no set of mesh axes")
         return "?" if axis is None else axis, group_size
+
+    def work_beside(self, computation: Computation, start: Instruction) -> tuple[Operation, ...]:
+        """What is computed between a start and its end."""
+        if computation.name not in self.beside:
+            self.beside[computation.name] = work_beside(self.module, computation)
+        return self.beside[computation.name][start.name]
 
     def passes(self, computation: Computation, instruction: Instruction, num_arrays: int) -> list[str]:
         """The pass of each array that the collective returns."""

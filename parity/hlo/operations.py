@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from parity.hlo.passes import latest, passes_of_name, passes_of_operand
@@ -45,10 +45,12 @@ _CALLED = ("to_apply", "calls", "branch_computations", "true_computation", "fals
 
 def read_operations(module: Module) -> tuple[Operation, ...]:
     """The operations of one execution, alike ones together, in the order of the first of each."""
-    counts: Counter[Operation] = Counter()
-    for operation, trips in _walk(module, module.entry, 1):
-        counts[operation] += trips
-    return tuple(replace(operation, count=count) for operation, count in counts.items())
+    return _counted(_walk(module, module.entry, 1))
+
+
+def operations_of(module: Module, computation: Computation, instruction: Instruction) -> tuple[Operation, ...]:
+    """Those of one execution of an instruction of the computation, and of what it calls."""
+    return _counted(_runs(module, computation, instruction, 1))
 
 
 def stacked_bytes(module: Module) -> int:
@@ -73,19 +75,32 @@ def uncounted_work(module: Module) -> list[str]:
     return [f"%{loop.name}: a loop of unknown length, its work is counted once" for loop in loops]
 
 
+def _counted(found: Iterable[tuple[Operation, int]]) -> tuple[Operation, ...]:
+    counts: Counter[Operation] = Counter()
+    for operation, trips in found:
+        counts[operation] += trips
+    return tuple(replace(operation, count=count) for operation, count in counts.items())
+
+
 def _walk(module: Module, name: str, trips: int) -> Iterator[tuple[Operation, int]]:
     computation = module.computations[name]
     for instruction in computation.instructions.values():
-        opcode = instruction.opcode.removesuffix("-start")
-        if opcode == "while":
-            yield from _walk(module, instruction.called("body")[0], trips * (trip_count(instruction) or 1))
-        elif instruction.opcode.endswith(("-done", "-update")):
-            continue  # what its start has begun is counted there
-        elif opcode in ("call", "async", "conditional"):
-            for called in instruction.called(*_CALLED):
-                yield from _walk(module, called, trips)
-        elif opcode not in _FREE:
-            yield _operation(module, computation, instruction), trips
+        yield from _runs(module, computation, instruction, trips)
+
+
+def _runs(
+    module: Module, computation: Computation, instruction: Instruction, trips: int
+) -> Iterator[tuple[Operation, int]]:
+    opcode = instruction.opcode.removesuffix("-start")
+    if opcode == "while":
+        yield from _walk(module, instruction.called("body")[0], trips * (trip_count(instruction) or 1))
+    elif instruction.opcode.endswith(("-done", "-update")):
+        return  # what its start has begun is counted there
+    elif opcode in ("call", "async", "conditional"):
+        for called in instruction.called(*_CALLED):
+            yield from _walk(module, called, trips)
+    elif opcode not in _FREE:
+        yield _operation(module, computation, instruction), trips
 
 
 def _operation(module: Module, computation: Computation, instruction: Instruction) -> Operation:

@@ -96,6 +96,7 @@ class Prediction:
             "style": question.style,
             "dtype": question.dtype,
             "activation_checkpointing": question.is_checkpointed,
+            "xla_flags": question.xla_flags,
             "mesh": dict(question.mesh),
             "gpus": question.num_gpus,
             "batch": question.batch,
@@ -124,7 +125,7 @@ def step_json(question: Question, step: FrameworkStep) -> dict[str, Any]:
         "skipped": None,
         "trace_s": step.trace.seconds,
         "ledger": [{name.rstrip("_"): value for name, value in asdict(row).items()} for row in step.ledger()],
-        "calls": [{**one.entry.to_json(), "link": one.link, "wire_bytes": one.wire_bytes} for one in cost.collectives],
+        "calls": [call_json(one) for one in cost.collectives],
         "reconciliation": None if step.reconciliation is None else step.reconciliation.to_json(),
         "memory_bytes": memory_json(step),
         "step": cost.step.to_json(),
@@ -135,6 +136,13 @@ def step_json(question: Question, step: FrameworkStep) -> dict[str, Any]:
         "flops_utilization": utilization(question, cost),
         "notes": list(step.trace.notes),
     }
+
+
+def call_json(one: CollectiveCost) -> dict[str, Any]:
+    """One traced collective; `beside_s` is the own work scheduled beside each call, None where nothing tells."""
+    beside_s = None if one.beside is None else one.beside.seconds
+    entry = {key: value for key, value in one.entry.to_json().items() if key != "beside"}
+    return {**entry, "beside_s": beside_s, "link": one.link, "wire_bytes": one.wire_bytes}
 
 
 def memory_json(step: FrameworkStep) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from parity.contract import STYLES
 from parity.cost import Machine
 from parity.cost.step import check_mesh
 from parity.presets import Preset
-from parity.step_contract import StepRequest
+from parity.step_contract import XLA_FLAGS, StepRequest
 
 DATA_AXES = ("dp", "fsdp")  # those that share out the batch
 TENSOR_AXIS = "tp"  # grids are not traced as whole steps: `crossover` has their closed formulas
@@ -36,6 +36,7 @@ class Question:
     style: str = "auto"
     dtype: str = "bfloat16"
     is_checkpointed: bool = False  # whether each block's activations are made again in the backward pass
+    xla_flags: str = "default"  # one of XLA_FLAGS
 
     @classmethod
     def of(
@@ -49,6 +50,7 @@ class Question:
         style: str,
         dtype: str,
         is_checkpointed: bool,
+        xla_flags: str = "default",
     ) -> Question:
         """As the command line has it: the plan of the preset if none is named; a ViT's sequence is its patches; tp=1
         where the mesh has no axis tp.
@@ -65,7 +67,9 @@ class Question:
             raise RequestError(f"{preset.name}: --seq is missing: how many tokens a sequence has")
         mesh = mesh if TENSOR_AXIS in mesh else {**mesh, TENSOR_AXIS: 1}
         check_axes(mesh)
-        return cls(machine, preset, mesh, batch, seq, plan or preset.family.plan, style, dtype, is_checkpointed)
+        return cls(
+            machine, preset, mesh, batch, seq, plan or preset.family.plan, style, dtype, is_checkpointed, xla_flags
+        )
 
     @property
     def plans(self) -> tuple[str, ...]:
@@ -91,7 +95,8 @@ class Question:
     @property
     def id(self) -> str:
         words = [self.preset.name, self.plan, self.style, mesh_text(self.mesh), f"B{self.batch}_S{self.seq}"]
-        return "/".join([*words, "checkpointed"] if self.is_checkpointed else words)
+        words += ["checkpointed"] * self.is_checkpointed + [self.xla_flags] * (self.xla_flags != "default")
+        return "/".join(words)
 
     def request(self) -> StepRequest:
         """For the frameworks. Raises RequestError, CostError."""
@@ -109,6 +114,7 @@ class Question:
             dtype=self.dtype,
             recompute=self.is_checkpointed,
             gpus_per_node=self.machine.gpus_per_node,
+            xla_flags=self.xla_flags,
         )
 
 
@@ -124,6 +130,7 @@ def check(question: Question) -> None:
         ("plan", question.plan, question.plans),
         ("style", question.style, STYLES),
         ("dtype", question.dtype, DTYPES),
+        ("xla-flags", question.xla_flags, tuple(XLA_FLAGS)),
     ):
         if value not in known:
             raise RequestError(f"{word} {value!r}: there are {', '.join(known)}")

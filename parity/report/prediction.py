@@ -37,7 +37,7 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
         return
     print_abreast(
         console,
-        "Collectives of one GPU; times predicted, as if nothing ran beside them (~ overlapped)",
+        "Collectives of one GPU; times predicted, as if nothing ran beside them (~ other work may)",
         ledger_table,
         steps,
     )

@@ -34,6 +34,7 @@ def total(trace, **wanted):
     )
 
 
+SCHEDULED = request("scheduled", xla_flags="recommended")
 RECOMPUTED = request("again", plan="sequence_parallel", recompute=True)
 
 
@@ -110,6 +111,19 @@ def test_step_holds_its_shards(framework, traces):
     assert memory.parameters == memory.gradients == shards
     assert 2 * shards <= memory.optimizer <= 2 * shards + 4 * len(sizes) + 8  # two moments, and counts of steps
     assert memory.total > memory.parameters + memory.optimizer
+
+
+def test_flags_of_xla_change_what_runs_beside_collectives_and_not_what_is_sent(traces):
+    (scheduled,) = trace_steps([SCHEDULED], {"jax": WORKERS["jax"]})["jax"]
+    assert reconcile(SCHEDULED, scheduled).unexplained_bytes == 0
+    plain = traces["jax"]
+    assert total(plain, axis="fsdp", kind="all_gather", is_async=True) == 0
+    assert total(scheduled, axis="fsdp", kind="all_gather", is_async=True) > 0
+    assert all(call.beside for call in scheduled.collectives if call.is_async)
+    for name, trace in (("default", plain), ("recommended", scheduled)):
+        (told,) = [note for note in trace.notes if note.startswith("XLA flags")]
+        assert told.startswith(f"XLA flags, {name}: ")
+        assert ("--xla_gpu_enable_latency_hiding_scheduler=true" in told) is (name == "recommended")
 
 
 def test_source_lines_are_those_of_the_package(traces):

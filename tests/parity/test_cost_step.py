@@ -71,6 +71,23 @@ def test_collectives_hide_behind_long_work_and_not_behind_short():
     assert awaited.step.seconds > overlapped.step.seconds + 0.7 * whole
 
 
+@pytest.mark.parametrize("size", [64, 2048, 16384])
+def test_a_schedule_hides_each_call_behind_its_own_work_only(size):
+    beside = (matmul("forward", size, size, size, 3, "beside"),)
+    scheduled = replace(entry(), beside=beside)
+    call = collective_time(DERECHO, "all_gather", 64 * MIB, Group(2, 2, 4)).seconds
+    work = 3 * matmul_time(DERECHO, size, size, size, "bfloat16").seconds
+    shown, hidden = 8 * max(0.0, call - work), 8 * min(call, work)
+    cost = step_cost(DERECHO, MESH, trace(scheduled, operations=[LONG]))
+    assert cost.of("fsdp collectives, exposed").seconds == pytest.approx(shown, rel=1e-12, abs=1e-15)
+    assert cost.of("work slowed by overlap").seconds == pytest.approx(LOST_BESIDE[0] * hidden, rel=1e-12)
+    # Control: with nothing scheduled beside it, the pass's long work hides nothing, as it does where streams run free.
+    empty = step_cost(DERECHO, MESH, trace(replace(scheduled, beside=()), operations=[LONG]))
+    assert empty.of("fsdp collectives, exposed").seconds == pytest.approx(8 * call, rel=1e-12)
+    free = step_cost(DERECHO, MESH, trace(entry(), operations=[LONG]))
+    assert free.of("fsdp collectives, exposed").seconds == pytest.approx(call, rel=1e-12)
+
+
 def test_awaited_collectives_hide_others_on_another_link_only():
     awaited = entry("all_reduce", "tp", 256 * MIB, 100, False)
     across = step_cost(DERECHO, MESH, trace(entry(), awaited))  # fsdp on the network, tp on NVLink

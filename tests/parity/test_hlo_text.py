@@ -37,7 +37,12 @@ WRAPPED = """
 """
 
 
-PRODUCT = '  %m = (f32[4,4]{1,0}, s8[64]{0}) custom-call(%p, %p), custom_call_target="__cublas$gemm"\n'
+NUMBERS = '"lhs_contracting_dimensions":["0"],"rhs_contracting_dimensions":["0"]'
+NUMBERS += ',"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]'
+PRODUCT = (
+    '  %m = (f32[4,4]{1,0}, s8[64]{0}) custom-call(%p, %p), custom_call_target="__cublas$gemm", '
+    f'backend_config={{"gemm_backend_config":{{"dot_dimension_numbers":{{{NUMBERS}}}}}}}\n'
+)
 COPY = "  %c = f32[16,4]{1,0} copy(%p)\n"
 
 
@@ -71,12 +76,59 @@ MULTIPLIED = """
 def test_async_wrapper_counts_once():
     """XLA's general form of an asynchronous operation, of which this compiler's own starts are shorthands."""
     body = """  %s = ((f32[16,4]{1,0}), f32[4,4]{1,0}, u32[]) async-start(%p), calls=%wrapped
-  %m = (f32[4,4]{1,0}, s8[64]{0}) custom-call(%p, %p), custom_call_target="__cublas$gemm"
-  %u = ((f32[16,4]{1,0}), f32[4,4]{1,0}, u32[]) async-update(%s), calls=%wrapped
+"""
+    body += (
+        PRODUCT
+        + """  %u = ((f32[16,4]{1,0}), f32[4,4]{1,0}, u32[]) async-update(%s), calls=%wrapped
   ROOT %d = f32[4,4]{1,0} async-done(%u), calls=%wrapped"""
+    )
     (call,) = read_collectives(module(body, WRAPPED), TWO_HOSTS).calls
     assert (call.kind, call.axis, call.payload_bytes, call.count) == ("reduce_scatter", "tp", 16 * 4 * F32, 1)
     assert call.is_async
+
+
+def reduced(name, operand, sync="false"):
+    """An all-reduce over tp; `sync` as XLA:GPU marks one whose end follows at once."""
+    config = f'backend_config={{"collective_backend_config":{{"is_sync":{sync}}}}}'
+    groups = "channel_id=1, replica_groups=[2,4]<=[8]"
+    return f"  %{name} = f32[16,4]{{1,0}} all-reduce-start(%{operand}), {groups}, to_apply=%add, {config}\n"
+
+
+def done(name):
+    return f"  %{name}.done = f32[16,4]{{1,0}} all-reduce-done(%{name})\n"
+
+
+def kernel(name, size):
+    """It writes size x 4 floats, and reads nothing."""
+    return f"  %{name} = f32[{size},4]{{1,0}} iota(), iota_dimension=0\n"
+
+
+def multiplied(name):
+    return f"  %{name} = f32[4,4]{{1,0}} fusion(%p), kind=kCustom, calls=%multiplied\n"
+
+
+def test_work_between_a_start_and_its_end_is_that_of_the_collective():
+    copied = """  %k = (f32[16,4]{1,0}, f32[16,4]{1,0}, u32[]) copy-start(%p)
+  %k.done = f32[16,4]{1,0} copy-done(%k)
+"""
+    body = kernel("before", 1) + reduced("a", "p") + kernel("w2", 2) + multiplied("m") + kernel("w3", 3) + done("a")
+    body += kernel("w5", 5) + reduced("b", "p") + done("b") + reduced("s", "p", "true") + done("s") + copied
+    body += reduced("c1", "p") + kernel("w7", 7) + reduced("c2", "p") + multiplied("m1") + kernel("w11", 11)
+    body += done("c1") + kernel("w13", 13) + multiplied("m2") + done("c2") + kernel("after", 17)
+    calls = read_collectives(module(body + "  ROOT %r = f32[16,4]{1,0} copy(%p)", MULTIPLIED), TWO_HOSTS).calls
+    sizes = [[one.moved_bytes // (4 * F32) for one in call.beside if one.name == "iota"] for call in calls]
+    # What runs beside both of the last two is counted for the first of them.
+    assert sizes == [[2, 3], [], [], [7, 11], [13]]
+    assert [call.is_async for call in calls] == [True, False, False, True, True]
+
+
+def test_work_beside_a_wrapped_collective_lasts_until_its_last_update():
+    body = """  %s = ((f32[16,4]{1,0}), f32[4,4]{1,0}, u32[]) async-start(%p), calls=%wrapped
+  %u = ((f32[16,4]{1,0}), f32[4,4]{1,0}, u32[]) async-update(%s), calls=%wrapped
+"""
+    body += multiplied("m") + kernel("w", 3) + "  ROOT %d = f32[4,4]{1,0} async-done(%u), calls=%wrapped"
+    (call,) = read_collectives(module(body, WRAPPED + MULTIPLIED), TWO_HOSTS).calls
+    assert [one.moved_bytes for one in call.beside if one.name == "iota"] == [3 * 4 * F32]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,13 @@ def test_checkpointed_step_is_another_question_to_the_frameworks():
     assert plain.id != again.id
 
 
+def test_flags_of_xla_are_another_question(call):
+    plain, told = (question(xla_flags=name).request() for name in ("default", "recommended"))
+    assert (plain.xla_flags, told.xla_flags) == ("default", "recommended")
+    assert plain.id != told.id
+    assert json.loads(call("predict", *ON_DERECHO, "--json").stdout)["xla_flags"] == "default"
+
+
 def test_checkpoint_is_slower_and_smaller(call):
     plain, again = (
         json.loads(call("predict", *ON_DERECHO, "--json", *words).stdout)["frameworks"]["torch"]
@@ -188,6 +195,7 @@ def changed(**options):
         ({"plan": "magic"}, "plan 'magic': there are megatron, sequence_parallel"),
         ({"style": "magic"}, "style 'magic': there are auto, typed, manual"),
         ({"dtype": "float16"}, "dtype 'float16': there are bfloat16, float32"),
+        ({"xla-flags": "fast"}, "xla-flags 'fast': there are default, recommended"),
         ({"sweep": "pp"}, "--sweep 'pp': there are tp, plan"),
         ({"out": "/nowhere/p.json"}, "--out /nowhere/p.json: there is no directory /nowhere"),
     ],

@@ -4,6 +4,8 @@ import json
 
 from parity.step_contract import Memory, Operation, StepRequest, StepTrace, TracedCollective
 
+PRODUCT = Operation("forward", "matmul", 8, 16, 4, 2, "bfloat16", 2048, 100, 3, "mm")
+
 
 def test_trace_survives_json():
     trace = StepTrace(
@@ -11,8 +13,10 @@ def test_trace_survives_json():
         request="llama",
         collectives=(
             TracedCollective("all_reduce", "tp", "bfloat16", 64, 32, "backward", None, True, "mlp.py:3", "all-reduce"),
+            TracedCollective("all_gather", "fsdp", "bfloat16", 64, is_async=True, beside=()),
+            TracedCollective("all_gather", "fsdp", "bfloat16", 64, is_async=True, beside=(PRODUCT,)),
         ),
-        operations=(Operation("forward", "matmul", 8, 16, 4, 2, "bfloat16", 2048, 100, 3, "mm"),),
+        operations=(PRODUCT,),
         memory=Memory(1, 2, 3, 4, 5, 15, "torch tracer"),
         seconds=0.5,
         notes=("a note",),
