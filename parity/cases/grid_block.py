@@ -43,7 +43,7 @@ FAMILIES = tuple(
         dims={**DIMS, **HEADS},
         tensors={"x": X, "y": X, **layouts(algorithm)},
         collectives=(*collectives(algorithm), LOSS),
-        variants=block.VARIANTS,
+        variants=tuple(variant for variant in block.VARIANTS if not variant.inputs),  # no dropout
         styles=("manual",),
         square=algorithm == "cannon",
     )

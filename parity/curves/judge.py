@@ -107,7 +107,10 @@ def find(judgement: Judgement) -> list[str]:
             if error > 1
         ]
         if not falls(loss := judgement.curves[framework]["loss"]):
-            findings.append(f"{framework}: the loss does not fall: {loss[0]:.4g} at first, {loss[-1]:.4g} at last")
+            findings.append(
+                f"{framework}: no clear fall of the loss in {len(loss)} steps, from {loss[0]:.4g} to {loss[-1]:.4g}; "
+                "more steps would tell"
+            )
     findings += [
         f"torch and jax: {name} is {error:.3g} bounds apart" for name, error in judgement.apart.items() if error > 1
     ]

@@ -30,7 +30,7 @@ def columns(file: str, parts: Mapping[str, list[str]]) -> Table:
     """Parts of the two packages' files of this name beside each other."""
     table = Table(expand=True, show_lines=False, pad_edge=False)
     for framework in parts:
-        table.add_column(f"{framework}_tp/{file}", ratio=1)
+        table.add_column(f"{framework}_tp/{file}", ratio=1, overflow="fold")
     codes = ("\n\n\n".join(code) for code in parts.values())
     table.add_row(*(Syntax(code, "python", word_wrap=True, background_color="default") for code in codes))
     return table
