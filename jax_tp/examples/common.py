@@ -8,6 +8,7 @@ mpiexec -n 4 python -m jax_tp.examples.e01_basic                 MPICH, Open MPI
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ def run(lesson: Callable[[str], None]) -> None:
     is_group = read_rank(RANK_VARIABLES, -1) >= 0
     try:
         if is_group:
+            keep_stdout_ours()
             join(device)
         else:
             use_all_devices(device)
@@ -49,6 +51,14 @@ def run(lesson: Callable[[str], None]) -> None:
     lesson(device)
     if is_group:
         leave()
+
+
+def keep_stdout_ours() -> None:
+    """What C++ prints to stdout goes to stderr: Gloo, in every process, whom it is connected to."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", encoding="utf-8")
 
 
 def refuse(line: str) -> NoReturn:

@@ -213,6 +213,7 @@ DIFFERENCES = (
         "examples/common.py", "start_group", "device", "", "A JAX process can drive several devices, so one will do."
     ),
     Difference("examples/common.py", "use_all_devices", "", "device", "As for start_group."),
+    Difference("examples/common.py", "keep_stdout_ours", "", "()", "Gloo tells JAX's stdout whom it is connected to."),
     Difference("examples/common.py", "by_name", "names, tensors", "names, params", TRANSPOSED),
     Difference("examples/common.py", "show_shards", "name, tensor, mesh", "name, array, mesh", "As for describe."),
     Difference("examples/common.py", "whole", "tensor", "array", "As for describe."),

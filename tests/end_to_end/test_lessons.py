@@ -18,12 +18,12 @@ HERE = Path(__file__).parent
 
 
 def output(*command: str, **variables: str) -> str:
-    """What the command prints; it must end well. (JAX's Gloo says on stdout whom it is connected to.)"""
+    """What the command prints; it must end well."""
     meeting = {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     environment = without_starter() | meeting | variables
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return re.sub(r"^\[Gloo\].*\n", "", done.stdout, flags=re.MULTILINE)
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
