@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 FRAMEWORKS = ("torch", "jax")
 STYLES = ("auto", "typed", "manual")

@@ -46,7 +46,7 @@ def run(tmp_path_factory) -> Path:
 
 def test_comparison_holds_what_it_promises(run):
     comparison = json.loads((run / "comparison.json").read_text())
-    assert comparison["schema_version"] == 1
+    assert comparison["schema_version"] == 2
     assert comparison["summary"] == {"pass": 8, "fail": 0, "error": 0, "skip": 0}
     assert comparison["environment"]["torch"]["float32_matmul_precision"] == "highest"
     assert comparison["environment"]["jax"]["default_matmul_precision"] == "highest"
