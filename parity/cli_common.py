@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from parity.arithmetic import NotExactError
 from parity.calibrate import CalibrationError
 from parity.calibrate.local import RanksFailedError
 from parity.cases.family import CaseError
 from parity.contract import ContractError
 from parity.cost import CostError
+from parity.integer_check import NotExactError
 from parity.interpreter import LaunchError
 from parity.launch import Progress as CaseProgress
 from parity.predict import RequestError

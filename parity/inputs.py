@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from parity.arithmetic import IntegerCheck, NotExactError
 from parity.contract import DTYPES
-from parity.reference import evaluate, output
+from parity.integer_check import IntegerCheck, NotExactError
+from parity.reference import Arrays, evaluate, output
 
 # Non-zero entries a column of an integer weight: the expected size of a sum of products does not grow with fan-in.
 _NONZEROS = 4
@@ -27,49 +27,50 @@ def make_inputs(
     ignored: Mapping[str, int] | None = None,
     num_batches: int = 0,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Parameters of these shapes and a batch of these shapes plus "target", rounded to `dtype`.
+    """Parameters and a batch of these shapes, plus the loss's "target", rounded to `dtype`.
 
     operands "normal": inputs ~ N(0, 1), weights ~ N(0, 1 / fan_in), biases ~ N(0, 1/4), target ~ N(0, var y).
     operands "integers": all in {-1, 0, 1}, weights sparse; target = y + {-1, 0, 1}, so that every operation of the
     step is exact in `dtype` in every order of summation (checked).
-    ranges: inputs that are ids, with their number; they are int64 in [0, number).
-    ignored: of these, the id that says that a place does not count; every fourth does not.
-    num_batches: for training, this many normal batches, "batch0.x", "batch0.target" ..., in place of one.
-    Raises NotExactError if these shapes or options make exactness impossible, ValueError for other operands.
+    ranges: for each input that holds ids, how many ids there are; such inputs are int64 in [0, number).
+    ignored: for each input with an ignore index, that index; every fourth element is set to it.
+    num_batches: for training, the number of batches, named "batch0.x", "batch0.target" ...; 0 for one unnamed batch.
+    Raises NotExactError if these shapes or options make exactness impossible, ValueError for unknown operands.
     """
     if operands not in ("normal", "integers"):
         raise ValueError(f"operands {operands!r}: known are normal, integers")
-    draw = _normal if operands == "normal" else _integers
+    is_integer = operands == "integers"
+    draw = _integers if is_integer else _normal
     rng = np.random.default_rng(seed)
     stored = DTYPES[dtype]
+
+    def draw_input(name: str, shape: Sequence[int]) -> np.ndarray:
+        if name not in ranges:
+            return draw(rng, shape, False).astype(stored)
+        ids = np.asarray(rng.integers(ranges[name], size=shape))
+        if ignored and name in ignored:
+            ids.flat[::4] = ignored[name]
+        return ids
+
     state = {name: draw(rng, shape, True).astype(stored) for name, shape in params.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for i in range(num_batches or 1):
+        drawn = {name: draw_input(name, shape) for name, shape in batch.items()}
+        y = output(layer, options, state, drawn)
+        target = y + _integers(rng, y.shape, False) if is_integer else y.std() * rng.standard_normal(y.shape)
+        drawn["target"] = target.astype(stored)
+        arrays |= {f"batch{i}.{name}" if num_batches else name: array for name, array in drawn.items()}
+    if is_integer:
+        _check_exact(layer, options, state, arrays, dtype)
+    return state, arrays
 
-    def draw_batch() -> tuple[dict[str, np.ndarray], np.ndarray]:
-        given = {
-            name: np.asarray(rng.integers(ranges[name], size=shape))
-            if name in ranges
-            else draw(rng, shape, False).astype(stored)
-            for name, shape in batch.items()
-        }
-        for name, none in (ignored or {}).items():
-            given[name].flat[::4] = none
-        return given, output(layer, options, state, given)
 
-    if operands == "normal":
-        batches: dict[str, np.ndarray] = {}
-        for i in range(num_batches or 1):
-            given, y = draw_batch()
-            given["target"] = (y.std() * rng.standard_normal(y.shape)).astype(stored)
-            batches |= {f"batch{i}.{name}" if num_batches else name: array for name, array in given.items()}
-        return state, batches
-    given, y = draw_batch()
-    exact = {**given, "target": (y + _integers(rng, y.shape, False)).astype(stored)}
+def _check_exact(layer: str, options: Mapping[str, Any], state: Arrays, batch: Arrays, dtype: str) -> None:
     try:
-        evaluate(layer, options, state, exact, IntegerCheck(dtype))
+        evaluate(layer, options, state, batch, IntegerCheck(dtype))
     except NotExactError as error:
-        shapes = {name: tuple(shape) for name, shape in {**params, **batch}.items()}
+        shapes = {name: array.shape for name, array in {**state, **batch}.items() if name != "target"}
         raise NotExactError(f"{layer} in {dtype} with {shapes} is not exact: {error}") from error
-    return state, exact
 
 
 def _normal(rng: np.random.Generator, shape: Sequence[int], is_param: bool) -> np.ndarray:

@@ -18,9 +18,10 @@ import ml_dtypes
 import numpy as np
 import scipy.stats
 
-from parity.arithmetic import Format, RoundingModel
+from parity.arithmetic import Format
 from parity.contract import DTYPES
 from parity.reference import Arithmetic, Arrays, evaluate
+from parity.rounding_model import RoundingModel
 
 Evaluation = Callable[[Arithmetic | None], Mapping[str, np.ndarray]]
 

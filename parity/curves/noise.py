@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from parity.arithmetic import RoundingModel
 from parity.contract import Case
 from parity.reference import Arrays, train
+from parity.rounding_model import RoundingModel
 from parity.tolerance import bound_of
 
 SAMPLES = 8

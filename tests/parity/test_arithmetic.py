@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 from autograd import grad
 
-from parity.arithmetic import (
-    ACCUMULATORS,
-    Format,
-    IntegerCheck,
-    ModelArray,
-    NotExactError,
-    RoundingModel,
-    UnmodelledError,
-    model_array,
-)
+from parity.arithmetic import ACCUMULATORS, Format, ModelArray, UnmodelledError, model_array
+from parity.integer_check import IntegerCheck, NotExactError
+from parity.rounding_model import RoundingModel
 
 
 def model(dtype: str, num_devices: int = 1) -> RoundingModel:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from textbook import make_inputs
 
-from parity.arithmetic import NotExactError
 from parity.contract import DTYPES
+from parity.integer_check import NotExactError
 from parity.reference import evaluate
 
 DIMS = {"B": 3, "S": 5, "D": 24, "F": 48}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parity.arithmetic import Format, ModelArray, RoundingModel
+from parity.arithmetic import Format, ModelArray
 from parity.contract import DTYPES
 from parity.inputs import make_inputs
 from parity.reference import evaluate
 from parity.reference.precision import narrow, widen
+from parity.rounding_model import RoundingModel
 from parity.tolerance import bounds, error_in_bounds
 
 X = (2, 3, 7)
