@@ -18,7 +18,15 @@ from parity.cases import SUITES, matches, select
 from parity.cases.family import NUMERICS, TRAINING, Selection
 from parity.cli_bench import bench
 from parity.cli_calibrate import calibrate
-from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes, progress_bar
+from parity.cli_common import (
+    RefusedError,
+    comparing_bar,
+    console,
+    error_console,
+    one_line_errors,
+    parse_sizes,
+    progress_bar,
+)
 from parity.cli_guide import guide
 from parity.cli_partitioners import partitioners
 from parity.cli_predict import advise_step, predict_step
@@ -152,8 +160,8 @@ def run(
 def compare_and_write(directory: Path) -> dict[str, Any]:
     """Compare a run from its files, write comparison.json and print the tables."""
     run = read_run(directory)
-    with error_console.status(f"comparing {len(run.cases)} cases"):
-        comparison = compare(run)
+    with comparing_bar(len(run.cases)) as on_case:
+        comparison = compare(run, on_case=on_case)
     (directory / "comparison.json").write_text(json.dumps(comparison, indent=1))
     print_comparison(console, comparison)
     return comparison
@@ -165,7 +173,9 @@ def compare_some(directory: Path, globs: list[str]) -> dict[str, Any]:
     for glob in globs:
         if not any(matches(case.id, glob) for case in run.cases):
             raise RefusedError(f"no case of {directory} matches {glob!r}")
-    comparison = compare(run, [case for case in run.cases if any(matches(case.id, glob) for glob in globs)])
+    chosen = [case for case in run.cases if any(matches(case.id, glob) for glob in globs)]
+    with comparing_bar(len(chosen)) as on_case:
+        comparison = compare(run, chosen, on_case)
     for case in comparison["cases"]:
         console.print(render_case(case))
     return comparison

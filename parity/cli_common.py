@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -71,12 +72,24 @@ def print_error(error: Exception) -> None:
     error_console.print("[bold red]error:[/]", escape(str(error)), soft_wrap=True, highlight=False)
 
 
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    hidden = not error_console.is_terminal  # where it could not be wiped again, it would leave an empty line
+    return Progress(*columns, console=error_console, transient=True, disable=hidden)
+
+
+@contextmanager
+def comparing_bar(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar over `total` cases that are compared; yields the function to tell of each that is."""
+    with _bar() as progress:
+        task = progress.add_task("comparing", total=total)
+        yield lambda entry: progress.advance(task)
+
+
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[CaseProgress], None]]:
     """A bar over `total` cases of worker groups; yields the function to tell of progress."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = not error_console.is_terminal  # where it could not be wiped again, it would leave an empty line
-    with Progress(*columns, console=error_console, transient=True, disable=hidden) as progress:
+    with _bar() as progress:
         task = progress.add_task("starting the workers", total=total)
 
         def on_event(event: CaseProgress) -> None:

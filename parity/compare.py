@@ -6,9 +6,15 @@ Reads what the workers wrote and the case data; runs no framework. The dict that
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
+import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +24,33 @@ from parity.check import Finding, assemble, check_layouts
 from parity.contract import FRAMEWORKS, SCHEMA_VERSION, Case, ContractError, Result, Timing
 from parity.ledgers import judge_collectives
 from parity.reference import Arrays, evaluate, train
-from parity.rundir import Run
+from parity.rundir import Run, read_run
 from parity.tolerance import Evaluation, bounds_of, error_in_bounds, ulps
 
 # The worst of several verdicts is the verdict of the whole.
 SEVERITY = ("pass", "skip", "fail", "error")
 
 
-def compare(run: Run, wanted: Sequence[Case] | None = None) -> dict[str, Any]:
-    """The comparison of a run, or of some of its cases, as `comparison.json` has it."""
-    oracle = Oracle(run)
-    cases = [compare_case(run, case, oracle) for case in (run.cases if wanted is None else wanted)]
+# A process of its own takes about as long to start as the bounds of so many inputs.
+INPUTS_A_PROCESS = 8
+
+
+def compare(
+    run: Run,
+    wanted: Sequence[Case] | None = None,
+    on_case: Callable[[dict[str, Any]], None] = lambda entry: None,
+    num_processes: int | None = None,
+) -> dict[str, Any]:
+    """The comparison of a run, or of some of its cases, as `comparison.json` has it; `on_case` hears of each case.
+
+    num_processes: among which the inputs are divided; by default one a core, fewer where that would not pay.
+    """
+    chosen = run.cases if wanted is None else wanted
+    entries = {}
+    for entry in _entries(run, chosen, num_processes):
+        entries[entry["id"]] = entry
+        on_case(entry)
+    cases = [entries[case.id] for case in chosen]
     counts = Counter(case["verdict"] for case in cases)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -37,6 +59,38 @@ def compare(run: Run, wanted: Sequence[Case] | None = None) -> dict[str, Any]:
         "summary": {verdict: counts[verdict] for verdict in ("pass", "fail", "error", "skip")},
         "cases": cases,
     }
+
+
+def _entries(run: Run, cases: Sequence[Case], num_processes: int | None) -> Iterator[dict[str, Any]]:
+    """The cases' entries in any order. Those of the same inputs share a process and their bounds."""
+    parts: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        parts.setdefault((case.inputs, case.layer), []).append(case)
+    if num_processes is None:
+        num_processes = min(len(os.sched_getaffinity(0)), len(parts) // INPUTS_A_PROCESS)
+    if num_processes <= 1:
+        oracle = Oracle(run)
+        yield from (compare_case(run, case, oracle) for case in cases)
+        return
+    # Spawned, since a fork would copy the locks of whatever threads there are (a progress bar's, BLAS's).
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, spawn, _open_run, (run.directory,)) as pool:
+        yield from itertools.chain.from_iterable(pool.map(_compare_part, parts.values()))
+
+
+_opened: tuple[Run, Oracle]  # in a process of `_entries`
+
+
+def _open_run(directory: Path) -> None:
+    global _opened
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    run = read_run(directory)
+    _opened = run, Oracle(run)
+
+
+def _compare_part(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    run, oracle = _opened
+    return [compare_case(run, case, oracle) for case in cases]
 
 
 class Oracle:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from parity.compare import compare
 from parity.contract import load_arrays
+from parity.rundir import read_run
 
 ARGUMENTS = ["run", "linear/row_parallel/bias/*", "mlp/megatron/relu/manual", "--mesh", "tp=2", "--dtype", "float64"]
 # An interpreter in which neither framework, nor the packages that need one, can be imported.
@@ -84,6 +86,15 @@ def test_compares_again_without_any_framework(run):
     again = parity("compare", str(run), prefix=("-c", WITHOUT_FRAMEWORKS))
     assert again.returncode == 0, again.stderr
     assert json.loads((run / "comparison.json").read_text()) == before
+
+
+@pytest.mark.parametrize("num_processes", [1, 3])
+def test_processes_share_the_comparing_and_change_nothing(run, num_processes):
+    before = json.loads((run / "comparison.json").read_text())
+    heard: list[str] = []
+    again = compare(read_run(run), None, lambda entry: heard.append(entry["id"]), num_processes)
+    assert json.loads(json.dumps(again)) == before
+    assert sorted(heard) == sorted(case["id"] for case in before["cases"])
 
 
 def test_some_cases_are_shown_in_full_and_the_comparison_stays_as_it_is(run):
