@@ -13,7 +13,7 @@ from jax.stages import Compiled
 from jax_tp.grid.chain import chain
 from jax_tp.partitioners import partition, why_types_refuse
 from jax_tp.trace import why_no_a100_compiler
-from parity.contract import EventLog
+from parity.files_contract import EventLog
 from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, read_questions
 from parity.worker_contract import file_name
 

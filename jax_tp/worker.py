@@ -32,18 +32,8 @@ from jax_tp.questions import answer_all
 from jax_tp.steps import trace_step
 from jax_tp.tasks import MAKERS, PROGRAM, TASKS
 from jax_tp.trace import QUICK_OPTIONS, a100_devices, declared_collectives, why_no_a100_compiler
-from parity.contract import (
-    Case,
-    Collective,
-    EventLog,
-    Measured,
-    Result,
-    Shard,
-    Timing,
-    Trace,
-    load_arrays,
-    save_arrays,
-)
+from parity.contract import Case, Collective, Measured, Result, Shard, Timing, Trace
+from parity.files_contract import EventLog, load_arrays, save_arrays
 from parity.question_contract import read_questions
 from parity.step_contract import StepOrder, StepTrace, read_orders
 from parity.worker_contract import file_name, read_cases, watch_launcher

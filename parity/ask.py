@@ -9,7 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from parity.calibrate.local import RanksFailedError
-from parity.contract import ContractError, read_events
+from parity.contract import ContractError
+from parity.files_contract import read_events
 from parity.hlo import read_collectives
 from parity.launch import Group, Progress, run_group
 from parity.question_contract import Answer, Question

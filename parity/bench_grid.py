@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.calibrate.local import RanksFailedError
-from parity.contract import read_events
+from parity.files_contract import read_events
 from parity.launch import Group, Progress, run_group
 from parity.question_contract import ChainQuestion, PairedTimes
 

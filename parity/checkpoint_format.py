@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from parity.contract import DTYPES, ContractError, Shard, save_arrays
+from parity.contract import DTYPES, ContractError, Shard
+from parity.files_contract import save_arrays
 
 VERSION = 1
 GROUP_BYTES = 1 << 20

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity.contract import EventLog, read_events
+from parity.files_contract import EventLog, read_events
 from parity.interpreter import LaunchError, worker_environment
 from parity.postmortem import Failure, describe_exit, explain_deaths, explain_hang, last_lines
 from parity.supervise import Worker, end, finished_case

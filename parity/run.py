@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from parity.cases import family_of
-from parity.contract import FRAMEWORKS, Case, EventLog
+from parity.contract import FRAMEWORKS, Case
+from parity.files_contract import EventLog
 from parity.inputs import make_inputs
 from parity.interpreter import find_interpreter
 from parity.launch import Group, Progress, run_group, signals_raise

@@ -11,18 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from parity.contract import (
-    FRAMEWORKS,
-    SCHEMA_VERSION,
-    Case,
-    ContractError,
-    Result,
-    Shard,
-    Trace,
-    load_arrays,
-    read_events,
-    save_arrays,
-)
+from parity.contract import FRAMEWORKS, SCHEMA_VERSION, Case, ContractError, Result, Shard, Trace
+from parity.files_contract import load_arrays, read_events, save_arrays
 
 
 @dataclass

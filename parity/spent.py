@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity.contract import read_events
+from parity.files_contract import read_events
 
 
 @dataclass(frozen=True)

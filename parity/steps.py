@@ -11,7 +11,7 @@ from pathlib import Path
 
 from parity.cases.family import CaseError, Family
 from parity.cases.notation import shape_of
-from parity.contract import read_events
+from parity.files_contract import read_events
 from parity.hlo import read_collectives
 from parity.hlo.ledger import HloCollective
 from parity.hlo.operations import read_operations, stacked_bytes, uncounted_work

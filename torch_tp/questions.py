@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.contract import Collective, EventLog
+from parity.contract import Collective
+from parity.files_contract import EventLog
 from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, read_questions
 from torch_tp.grid.chain import chain
 from torch_tp.mesh import fake_group

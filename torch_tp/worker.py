@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from parity.contract import Case, Collective, EventLog, Measured, Result, Shard, Timing, load_arrays, save_arrays
+from parity.contract import Case, Collective, Measured, Result, Shard, Timing
+from parity.files_contract import EventLog, load_arrays, save_arrays
 from parity.question_contract import read_questions
 from parity.step_contract import read_orders
 from parity.worker_contract import file_name, read_cases, watch_launcher

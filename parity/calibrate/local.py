@@ -9,9 +9,10 @@ from typing import Any
 
 from parity.calibrate.measurements import CalibrationError, Measurement
 from parity.calibrate.run import Calibration, calibrate
-from parity.contract import Measured, read_events
+from parity.contract import Measured
 from parity.cost.group import KINDS
 from parity.cost.load import load_machine
+from parity.files_contract import read_events
 from parity.launch import Group, Progress, run_group
 
 RANKS = (2, 4)

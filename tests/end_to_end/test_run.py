@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from parity.compare import compare
-from parity.contract import load_arrays
+from parity.files_contract import load_arrays
 from parity.rundir import read_run
 
 ARGUMENTS = ["run", "linear/row_parallel/bias/*", "mlp/megatron/relu/manual", "--mesh", "tp=2", "--dtype", "float64"]

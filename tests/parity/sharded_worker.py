@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from parity.contract import load_arrays, save_arrays
+from parity.files_contract import load_arrays, save_arrays
 
 # Every style, and both plans.
 AT = {1: ("megatron", "typed"), 2: ("megatron", "auto"), 4: ("sequence_parallel", "manual")}

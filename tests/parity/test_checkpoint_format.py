@@ -11,7 +11,8 @@ import pytest
 
 from parity import checkpoint_format
 from parity.checkpoint_format import Checkpoint, CheckpointError, begin, finish, unfinished, write_rank
-from parity.contract import Shard, load_arrays, save_arrays
+from parity.contract import Shard
+from parity.files_contract import load_arrays, save_arrays
 
 W = np.random.default_rng(0).standard_normal((12, 8)).astype(ml_dtypes.bfloat16)
 B = np.arange(8.0)

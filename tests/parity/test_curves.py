@@ -11,11 +11,12 @@ import pytest
 from parity.cases.family import CaseError
 from parity.cases.notation import index_of
 from parity.check import layout_of
-from parity.contract import FRAMEWORKS, EventLog, Result, Shard, Timing, save_arrays
+from parity.contract import FRAMEWORKS, Result, Shard, Timing
 from parity.curves import MODELS, judge, plot_curves, set_up
 from parity.curves.data import MODULES, draw_digits, draw_text, read_text
 from parity.curves.judge import Judgement, falls, find
 from parity.curves.noise import reference
+from parity.files_contract import EventLog, save_arrays
 from parity.rundir import write_inputs, write_run
 
 

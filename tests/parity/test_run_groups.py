@@ -9,7 +9,7 @@ import pytest
 from parity import run
 from parity.cases import FAMILIES
 from parity.cases.family import Selection, cases_of
-from parity.contract import read_events
+from parity.files_contract import read_events
 from parity.run import Manner, execute, groups
 
 COMMANDS = {"torch": ("torch",), "jax": ("jax",)}

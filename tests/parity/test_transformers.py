@@ -23,7 +23,7 @@ import pytest
 import torch
 from sharded_worker import AT
 
-from parity.contract import load_arrays, save_arrays
+from parity.files_contract import load_arrays, save_arrays
 from parity.inputs import make_inputs
 from parity.reference import Arithmetic, Arrays, evaluate
 from parity.reference.models import bert_logits, gpt_logits, llama_logits

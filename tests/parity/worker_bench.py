@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from parity.contract import read_events
+from parity.files_contract import read_events
 from parity.launch import Group, Progress, done_cases, run_group
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
