@@ -34,8 +34,8 @@ from parity.cli_scaling import scaling
 from parity.cli_train import train
 from parity.compare import compare
 from parity.contract import FRAMEWORKS
+from parity.group_logs import retry_errors
 from parity.guide import source_of_case
-from parity.launch import retry_errors
 from parity.report.detail import describe_cases, render_case
 from parity.report.terminal import print_comparison, spent_line
 from parity.run import Manner, execute, groups, start_run, worker_commands

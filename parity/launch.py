@@ -1,20 +1,18 @@
-"""Run cases in a group of worker processes, a rank each, and outlive their crashes and hangs.
+"""Run cases in a group of worker processes, one per rank, and survive their crashes and hangs.
 
-A worker is `<python> -m torch_tp.worker RUN_DIR ORDERS_FILE --device cpu|cuda` (or jax_tp.worker), told its place by
-torchrun's environment variables. It reads the case ids from ORDERS_FILE and appends events to
+A worker is `<python> -m torch_tp.worker RUN_DIR ORDERS_FILE --device cpu|cuda` (or jax_tp.worker) and learns its rank
+from torchrun's environment variables. It reads the case ids from ORDERS_FILE and appends events to
 `<framework>/rank<r>.jsonl`: "hello" once the group has met, then "start" and "result" for each case, or "error".
-A process may drive several devices (JAX on the CPU): then its "result" holds one result for each.
-When a rank fails, the whole group is ended, the case is charged with an error in `<framework>/launcher.jsonl`, and a
-new group does the rest. Only those errors are final; a rank's own "error" event may be the echo of a lost peer.
+A process may drive several devices (JAX on the CPU); its "result" then holds one result per device.
+When a rank fails, the whole group is ended, an error is recorded for the case in `<framework>/launcher.jsonl`, and a
+new group runs the remaining cases. Only these errors are final: a rank's own "error" event may merely report that
+another rank was lost.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,31 +21,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from parity.files_contract import EventLog, read_events
-from parity.interpreter import LaunchError, worker_environment
+from parity.files_contract import EventLog
+from parity.group_logs import LAUNCHER_LOG, done_cases, log_names, mend_logs
+from parity.interpreter import LaunchError
 from parity.postmortem import Failure, describe_exit, explain_deaths, explain_hang, last_lines
+from parity.rank_environment import free_port, rank_environment
 from parity.supervise import Worker, end, finished_case
 
 POLL_S = 0.05
-SETTLE_S = 0.25  # after the first sign of a failure, to see who else failed, and in which order
+SETTLE_S = 0.25  # after the first sign of a failure, to see which other ranks fail and in which order
 ERROR_EXIT_S = 2.0  # for a rank that has reported an error to print its traceback and exit; JAX's can wait for minutes
 EXIT_LIMIT_S = 10.0  # for a group to exit after its last result
-LOGS = threading.Lock()  # two groups of one framework write to one launcher.jsonl
 
 
 @dataclass(frozen=True)
 class Group:
-    """What to start: the processes of one framework that drive `world` devices, or the one that only traces."""
+    """What to start: the processes of one framework that drive `world` devices, or the single one that only traces."""
 
     framework: str
     role: str  # "ranks", "trace" or "steps"; the last two have world 1
     world: int
     command: tuple[str, ...]  # up to and without RUN_DIR, e.g. ("python", "-m", "torch_tp.worker")
     device: str  # "cpu" or "cuda"
-    case_limit_s: float  # how long a rank may say nothing once it has said hello
+    case_limit_s: float  # how long a rank may be silent once it has said hello
     start_limit_s: float  # how long a rank may take to say hello
-    local_devices: int = 1  # that each process drives
-    quick: bool = False  # JAX: compiled in less time, for slower programs
+    local_devices: int = 1  # devices that each process drives
+    quick: bool = False  # JAX: compile faster, to slower programs
 
     @property
     def processes(self) -> int:
@@ -57,12 +56,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Progress:
-    """What has become of a case: "start" (by the first rank), "result" (of all ranks), "error"; or a "warning"."""
+    """An event of a case: "start" (of the first rank), "result" (of all ranks) or "error"; or a "warning"."""
 
     framework: str
     role: str
     event: str
-    case: str | None  # None in a warning, which is about no case
+    case: str | None  # None in a warning, which belongs to no case
     message: str = ""
 
 
@@ -73,15 +72,15 @@ def run_group(
     on_event: Callable[[Progress], None],
     stop: threading.Event | None = None,
 ) -> None:
-    """Bring every case to results of all ranks or to an error; those that are done already are left out.
+    """Run every case until all ranks have a result or it has an error; cases that are done already are skipped.
 
-    A group that fails before it has met is started once more if an earlier one met; else, and the second time, all
-    remaining cases become errors. Whatever is raised here, by Ctrl-C, SIGTERM, SIGHUP or `on_event`, no process is
-    left. `stop` ends a group in a thread of its own as Ctrl-C does. Raises LaunchError when the command cannot be
-    started, ContractError for a log that cannot be read.
+    If a group fails before its ranks have met, it is restarted once, provided that an earlier group met; otherwise
+    all remaining cases become errors. No process outlives this call, whatever ends it: Ctrl-C, SIGTERM, SIGHUP or an
+    exception from `on_event`. Setting `stop` ends a group that runs in another thread, as Ctrl-C would.
+    Raises LaunchError when the command cannot be started, ContractError for a log that cannot be read.
     """
     run = _Run(run_dir.resolve(), group, on_event, stop or threading.Event())
-    run.mend_logs()
+    mend_logs(run.folder, group.role, group.processes)
     met_before, failed_starts = False, 0
     with signals_raise():
         while orders := run.undone(case_ids):
@@ -97,27 +96,6 @@ def run_group(
                 run.charge(orders, failure)
 
 
-def done_cases(run_dir: Path, framework: str, role: str, processes: int) -> set[str]:
-    """Cases that need no (further) run, from the files alone: every rank has a result, or the launcher gave them up."""
-    folder = run_dir / framework
-    finished = [
-        {case for event in read_events(folder / f"{name}.jsonl") if (case := finished_case(event)) is not None}
-        for name in _log_names(role, processes)
-    ]
-    errors: set[str] = set()
-    for event in read_events(folder / "launcher.jsonl"):
-        if event["event"] == "error" and event["role"] == role:
-            errors.add(event["case"])
-        elif event["event"] == "retry":
-            errors.clear()
-    return set.intersection(*finished) | errors
-
-
-def retry_errors(run_dir: Path, framework: str) -> None:
-    """Let the cases that were given up be run again: their cause may be gone."""
-    EventLog(run_dir / framework / "launcher.jsonl").append("retry")
-
-
 @dataclass
 class _Run:
     run_dir: Path
@@ -129,16 +107,6 @@ class _Run:
     def folder(self) -> Path:
         return self.run_dir / self.group.framework
 
-    def mend_logs(self) -> None:
-        """Cut off lines that a crash left without an end: the next line appended would make them unreadable."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (*_log_names(self.group.role, self.group.processes), "launcher"):
-            path = self.folder / f"{name}.jsonl"
-            with LOGS:
-                content = path.read_bytes() if path.exists() else b""
-                if content and not content.endswith(b"\n"):
-                    os.truncate(path, content.rfind(b"\n") + 1)
-
     def undone(self, case_ids: Sequence[str]) -> list[str]:
         done = done_cases(self.run_dir, self.group.framework, self.group.role, self.group.processes)
         return [case for case in dict.fromkeys(case_ids) if case not in done]
@@ -148,15 +116,15 @@ class _Run:
             self.record("error", case, failure.message, failure.stderr)
 
     def record(self, event: str, case: str | None, message: str, stderr: str) -> None:
-        """One line in launcher.jsonl, on disk before anybody hears of it."""
+        """Append a line to launcher.jsonl, which is on disk before `on_event` is called."""
         role = self.group.role
-        with LOGS:
+        with LAUNCHER_LOG:
             log = EventLog(self.folder / "launcher.jsonl")
             log.append(event, role=role, case=case, message=message, stderr=stderr)
         self.on_event(Progress(self.group.framework, role, event, case, message))
 
     def attempt(self, orders: Sequence[str]) -> Failure | None:
-        """Start a group on these cases and follow it to its end; None when it did them all."""
+        """Start a group on these cases and follow it to its end; None if it finished them all."""
         workers: list[Worker] = []
         try:
             self.start(workers, orders)
@@ -165,11 +133,11 @@ class _Run:
                 self.warn_of_exits(workers)
         finally:
             end(workers)
-        self.mend_logs()
+        mend_logs(self.folder, self.group.role, self.group.processes)
         return failure
 
     def start(self, workers: list[Worker], orders: Sequence[str]) -> None:
-        """Append to the caller's list, which is then right whenever this is interrupted."""
+        """Append to the caller's list, so that it is complete even if this is interrupted."""
         group = self.group
         orders_file = self.folder / f"{group.role}-orders.json"
         orders_file.write_text(json.dumps({"case_ids": list(orders)}), encoding="utf-8")
@@ -179,9 +147,9 @@ class _Run:
         if group.quick:
             flags.append("--quick")
         command = (*group.command, str(self.run_dir), str(orders_file), *flags)
-        port = _free_port()
-        for rank, name in enumerate(_log_names(group.role, group.processes)):
-            environment = _rank_environment(rank, group.processes, port)
+        port = free_port()
+        for rank, name in enumerate(log_names(group.role, group.processes)):
+            environment = rank_environment(rank, group.processes, port)
             log, err = self.folder / f"{name}.jsonl", self.folder / f"{name}.err"
             try:
                 workers.append(Worker(rank, command, environment, orders, log, err))
@@ -213,7 +181,7 @@ class _Run:
             self.poll(workers, announced)
 
     def poll(self, workers: Sequence[Worker], announced: set[tuple[str, str]]) -> None:
-        """Read what is new and pass on, once each, the first start of a case and its last result."""
+        """Read the new events; report the first start of a case and its last result, each once."""
         news: list[tuple[str, str]] = []
         for worker in workers:
             for event in worker.poll():
@@ -232,57 +200,24 @@ class _Run:
         return _silence_s(worker) > limit_s
 
     def warn_of_exits(self, workers: Sequence[Worker]) -> None:
-        """All results are there, so no case is charged; but a bad exit is not passed over in silence."""
+        """Report bad exits after the last result, for which no case is to blame."""
         for worker in workers:
             if worker.exit is None or worker.exit.code != 0:
                 message = f"rank {worker.rank} {describe_exit(worker)} after its last result"
                 self.record("warning", None, message, last_lines(worker))
 
 
-def _log_names(role: str, processes: int) -> list[str]:
-    return [f"rank{rank}" for rank in range(processes)] if role == "ranks" else [role]
-
-
 def _silence_s(worker: Worker) -> float:
     return time.monotonic() - worker.last_event_s
 
 
-def _rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """torchrun's variables, and threads such that the ranks share the cores, unless the user has decided otherwise."""
-    threads = max(1, len(os.sched_getaffinity(0)) // world)
-    defaults = {"OMP_NUM_THREADS": str(threads), "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
-    place = {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    return {**defaults, **worker_environment(), **place}
-
-
-def _free_port() -> int:
-    """Below the usual ephemeral ports: rank 0 binds it only after seconds of imports, and until then the kernel could
-    give an ephemeral port to anybody.
-    """
-    while True:
-        port = random.randrange(15_000, 30_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-
-
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does. Python allows that in the main thread only."""
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does. Python allows this in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # One that is ignored (nohup) or handled already stays as it is.
+    # A signal that is ignored (nohup) or already handled is left alone.
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, lambda got, _: sys.exit(128 + got))

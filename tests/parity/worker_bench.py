@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from parity.files_contract import read_events
-from parity.launch import Group, Progress, done_cases, run_group
+from parity.group_logs import done_cases
+from parity.launch import Group, Progress, run_group
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 COMMAND = (sys.executable, "-S", str(FAKE_WORKER))
+NEVER_S = 600.0  # no test may pass by waiting for this limit
+SOON_S = 1.5
 
 
 def processes_marked(mark: Path) -> list[int]:
