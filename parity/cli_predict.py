@@ -14,7 +14,7 @@ import typer
 
 from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes
 from parity.cost import list_machines, load_machine
-from parity.cost.step import check_mesh
+from parity.cost.step import check_gpus
 from parity.predict import Prediction, Question, predict
 from parity.predict.advise import advise
 from parity.predict.crossover import crossover, crossover_json
@@ -127,11 +127,11 @@ def advise_step(
     """
     with one_line_errors():
         check_out(out)
-        sizes = {"fsdp": gpus}
+        described, sizes = load_machine(machine), {"fsdp": gpus}
+        check_gpus(described, gpus)
         question = Question.of(
-            load_machine(machine), load_preset(model), sizes, batch, seq, plan, style, dtype, checkpoint, xla_flags
+            described, load_preset(model), sizes, batch, seq, plan, style, dtype, checkpoint, xla_flags
         )
-        check_mesh(question.machine, question.mesh)
         trace = Tracer(torch_python, jax_python)
         choices = trace.fill(tp_choices(question))
         advice = advise(question, choices)

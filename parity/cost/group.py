@@ -45,7 +45,7 @@ class Group:
         """
         names = axis.split("+")
         if unknown := [name for name in names if name not in mesh]:
-            raise CostError(f"axis {unknown[0]!r}: not in the mesh {dict(mesh)}")
+            raise CostError(f"axis {unknown[0]!r}: the mesh has {', '.join(mesh)}")
         members, offsets = [0], [0]
         stride = math.prod(mesh.values())
         for name, size in mesh.items():
@@ -55,10 +55,8 @@ class Group:
         shapes = {tuple(sorted(Counter((m + o) // gpus_per_node for m in members).values())) for o in offsets}
         per_node = min(min(shape) for shape in shapes)
         if len(shapes) > 1 or set(*shapes) != {per_node}:
-            raise CostError(
-                f"axis {axis!r} of mesh {dict(mesh)}: groups lie unevenly on nodes of {gpus_per_node} GPUs; "
-                f"take sizes of the inner axes that divide {gpus_per_node}"
-            )
+            sizes = ",".join(f"{name}={size}" for name, size in mesh.items())
+            raise CostError(f"mesh {sizes}: groups of axis {axis!r} lie unevenly on nodes of {gpus_per_node} GPUs")
         nodes = len(members) // per_node
         occupied = min(gpus_per_node, math.prod(mesh.values()))
         return cls(len(members), nodes, occupied // per_node if nodes > 1 else 1)

@@ -28,7 +28,10 @@ def load_machine(name: str | Path) -> Machine:
     """The machine of a file (a path that ends in .toml) or of a name of `list_machines`. Raises MachineError."""
     path = Path(name) if str(name).endswith(".toml") else MACHINES / f"{name}.toml"
     if not path.is_file():
-        raise MachineError(f"machine {str(name)!r}: not known; known: {', '.join(list_machines())}; or a .toml file")
+        known = ", ".join(list_machines())
+        if str(name).endswith(".toml"):
+            raise MachineError(f"machine file {name}: there is no such file; known by name: {known}")
+        raise MachineError(f"machine {str(name)!r}: not known; known: {known}; or a .toml file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

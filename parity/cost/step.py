@@ -94,18 +94,58 @@ def link_of(group: Group) -> str:
 
 def check_mesh(machine: Machine, mesh: Mapping[str, int]) -> None:
     """Raises CostError where the machine cannot hold the mesh, or the groups of one of its axes."""
-    gpus = 1
     for axis, size in mesh.items():
         if size < 1:
-            raise CostError(f"mesh {dict(mesh)}: axis {axis!r} must be of size 1 or more")
-        gpus *= size
-    if gpus > machine.gpus_per_node * machine.max_nodes:
+            raise CostError(f"mesh {_text(mesh)}: axis {axis!r} must be of size 1 or more")
+    _check_count(machine, math.prod(mesh.values()), f"mesh {_text(mesh)} has")
+    for axis in reversed(mesh):  # where an inner axis does not fit the nodes, the outer ones cannot
+        if not _lies_evenly(machine, mesh, axis):
+            fits = " or ".join(f"{axis}={size}" for size in _nearest(machine, mesh, axis))
+            raise CostError(
+                f"mesh {_text(mesh)}: groups of {axis}={mesh[axis]} lie unevenly on nodes of {machine.gpus_per_node} "
+                f"GPUs ({machine.name}); {f'{fits} would work' if fits else 'the axes together must fill whole nodes'}"
+            )
+
+
+def check_gpus(machine: Machine, gpus: int) -> None:
+    """Raises CostError for more GPUs than the machine has, and for nodes that would be used in part."""
+    _check_count(machine, gpus, "asked for")
+    mesh = {"fsdp": gpus}
+    if not _lies_evenly(machine, mesh, "fsdp"):
+        fits = map(str, _nearest(machine, mesh, "fsdp"))
         raise CostError(
-            f"mesh {_text(mesh)} has {gpus:,} GPUs: {machine.name} has {machine.gpus_per_node * machine.max_nodes:,} "
-            f"({machine.max_nodes} nodes of {machine.gpus_per_node})"
+            f"{gpus} GPUs do not fill nodes of {machine.gpus_per_node} GPUs ({machine.name}); "
+            f"{' or '.join(fits)} would work"
         )
-    for axis in mesh:
+
+
+def _check_count(machine: Machine, gpus: int, who: str) -> None:
+    has = machine.gpus_per_node * machine.max_nodes
+    if gpus > has:
+        nodes = f"{machine.max_nodes:,} nodes of {machine.gpus_per_node}"
+        raise CostError(f"{who} {gpus:,} GPUs: {machine.name} has {has:,} ({nodes})")
+
+
+def _lies_evenly(machine: Machine, mesh: Mapping[str, int], axis: str) -> bool:
+    try:
         Group.of_axis(mesh, axis, machine.gpus_per_node)
+    except CostError:
+        return False
+    return True
+
+
+def _nearest(machine: Machine, mesh: Mapping[str, int], axis: str) -> list[int]:
+    """The sizes of an axis next below and above its own with which the mesh fits the nodes."""
+    size, others = mesh[axis], math.prod(mesh.values()) // mesh[axis]
+    most = machine.gpus_per_node * machine.max_nodes // others
+
+    def fits(number: int) -> bool:
+        other = {**mesh, axis: number}
+        return all(_lies_evenly(machine, other, name) for name in other)
+
+    below = next((number for number in range(size - 1, 0, -1) if fits(number)), None)
+    above = next((number for number in range(size + 1, most + 1) if fits(number)), None)
+    return [number for number in (below, above) if number is not None]
 
 
 def _text(mesh: Mapping[str, int]) -> str:

@@ -7,7 +7,16 @@ from closed_step import LLAMA_8B, llama_step, matmul
 
 from parity.cost import CostError, Estimate, Group, collective_time, load_machine, matmul_time
 from parity.cost.memory import RESERVED_BYTES, fit_of
-from parity.cost.step import BESIDE_PARTS, HOST_BOUND_BELOW_S, LOST_BESIDE, _pipelined, check_mesh, link_of, step_cost
+from parity.cost.step import (
+    BESIDE_PARTS,
+    HOST_BOUND_BELOW_S,
+    LOST_BESIDE,
+    _pipelined,
+    check_gpus,
+    check_mesh,
+    link_of,
+    step_cost,
+)
 from parity.step_contract import Operation, StepTrace, TracedCollective
 
 DERECHO = load_machine("derecho")
@@ -117,7 +126,16 @@ def test_wire_bytes_count_every_call():
     ("mesh", "says"),
     [
         ({"fsdp": 128, "tp": 4}, "mesh fsdp=128,tp=4 has 512 GPUs: derecho has 328 (82 nodes of 4)"),
-        ({"fsdp": 2, "tp": 3}, "groups lie unevenly on nodes of 4 GPUs; take sizes of the inner axes that divide 4"),
+        (
+            {"fsdp": 2, "tp": 3},
+            "mesh fsdp=2,tp=3: groups of tp=3 lie unevenly on nodes of 4 GPUs (derecho); tp=2 or tp=4 would work",
+        ),
+        (
+            {"fsdp": 3, "tp": 2},
+            "mesh fsdp=3,tp=2: groups of fsdp=3 lie unevenly on nodes of 4 GPUs (derecho); fsdp=2 or fsdp=4 would work",
+        ),
+        ({"fsdp": 82, "tp": 3}, "; tp=2 or tp=4 would work"),
+        ({"fsdp": 83, "tp": 3}, "; the axes together must fill whole nodes"),  # derecho has no GPUs for tp=4
         ({"fsdp": 0, "tp": 4}, "axis 'fsdp' must be of size 1 or more"),
     ],
 )
@@ -126,6 +144,27 @@ def test_a_mesh_that_the_machine_cannot_hold_is_said(mesh, says):
         check_mesh(DERECHO, mesh)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "says"),
+    [
+        (7, "7 GPUs do not fill nodes of 4 GPUs (derecho); 4 or 8 would work"),
+        (327, "327 GPUs do not fill nodes of 4 GPUs (derecho); 324 or 328 would work"),
+        (329, "asked for 329 GPUs: derecho has 328 (82 nodes of 4)"),
+    ],
+)
+def test_a_number_of_gpus_that_the_machine_cannot_give_is_said(gpus, says):
+    with pytest.raises(CostError) as caught:
+        check_gpus(DERECHO, gpus)
+    assert str(caught.value) == says
+
+
+def test_what_is_said_to_work_works():
+    for gpus in (1, 3, 4, 8, 324, 328):
+        check_gpus(DERECHO, gpus)
+    for mesh in ({"fsdp": 2, "tp": 2}, {"fsdp": 2, "tp": 4}, {"fsdp": 4, "tp": 2}, {"fsdp": 82, "tp": 4}):
+        check_mesh(DERECHO, mesh)
 
 
 def test_an_unknown_kind_of_operation_is_said():

@@ -179,7 +179,7 @@ def changed(**options):
     ("options", "says"),
     [
         ({"mesh": "fsdp=128,tp=4"}, "mesh fsdp=128,tp=4 has 512 GPUs: derecho has 328 (82 nodes of 4)"),
-        ({"mesh": "fsdp=2,tp=3"}, "groups lie unevenly on nodes of 4 GPUs"),
+        ({"mesh": "fsdp=2,tp=3"}, "groups of tp=3 lie unevenly on nodes of 4 GPUs (derecho); tp=2 or tp=4 would work"),
         ({"mesh": "pp=2,tp=4"}, "mesh axis 'pp': there are dp, fsdp, tp"),
         ({"mesh": "x=2,y=2", "sweep": "tp"}, "mesh axis 'x': there are dp, fsdp, tp"),
         ({"mesh": "dp=2,fsdp=2,tp=2"}, "mesh dp=2,fsdp=2,tp=2: dp and fsdp together are not traced"),
@@ -192,6 +192,7 @@ def changed(**options):
         ({"model": "gpt2", "seq": "2048"}, "gpt2 has 1024 positions: a sequence of 2048 is longer"),
         ({"model": "llama9"}, "model 'llama9': there are"),
         ({"machine": "derecko"}, "machine 'derecko': not known; known: derecho"),
+        ({"machine": "nope.toml"}, "machine file nope.toml: there is no such file; known by name: derecho, dgx"),
         ({"plan": "magic"}, "plan 'magic': there are megatron, sequence_parallel"),
         ({"style": "magic"}, "style 'magic': there are auto, typed, manual"),
         ({"dtype": "float16"}, "dtype 'float16': there are bfloat16, float32"),
@@ -222,6 +223,11 @@ def test_a_machine_file_with_a_wrong_figure_is_refused_in_one_line(call, tmp_pat
 
 def test_advise_refuses_more_gpus_than_there_are(call):
     refused(call("advise", "--machine", "derecho", "--gpus", "329", *LLAMA), "derecho has 328")
+
+
+def test_advise_says_how_many_gpus_fill_the_nodes(call):
+    said = "7 GPUs do not fill nodes of 4 GPUs (derecho); 4 or 8 would work"
+    refused(call("advise", "--machine", "derecho", "--gpus", "7", *LLAMA), said)
 
 
 def refused(done, says):
