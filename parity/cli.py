@@ -19,7 +19,9 @@ from parity.cases.family import NUMERICS, TRAINING, Selection
 from parity.cli_bench import bench
 from parity.cli_calibrate import calibrate
 from parity.cli_common import (
+    JaxPython,
     RefusedError,
+    TorchPython,
     comparing_bar,
     console,
     error_console,
@@ -42,13 +44,19 @@ from parity.run import Manner, execute, groups, start_run, worker_commands
 from parity.rundir import read_run
 from parity.spent import time_spent
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Tensor parallelism in PyTorch and in JAX: are the two equal, how is it called over there, what would it take?",
+)
 
 JUDGED = (*NUMERICS, *TRAINING)
 
 GLOB_HELP = "Case ids, whole or up to one of their slashes; `*` stands for anything."
 SUITE_HELP = f"{' | '.join(SUITES)}; `run` without GLOBs takes smoke, else it is full."
-Globs = Annotated[list[str] | None, typer.Argument(metavar="[GLOB]...", help=GLOB_HELP)]
+Globs = Annotated[list[str] | None, typer.Argument(metavar="GLOB", help=GLOB_HELP)]
 Suite = Annotated[str | None, typer.Option(help=SUITE_HELP)]
 Meshes = Annotated[list[str] | None, typer.Option("--mesh", help="In place of the suite's, e.g. tp=4. Repeatable.")]
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help=f"One of {', '.join(JUDGED)}. Repeatable.")]
@@ -114,10 +122,10 @@ def run(
     ] = False,
     seed: Seed = 0,
     num_seeds: Annotated[int, typer.Option(min=1, help="Run every case with this many seeds, from --seed on.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Directory of the run [default: runs/<time>].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the run.", show_default="runs/<time>")] = None,
     resume: Annotated[Path | None, typer.Option(help="Do what is left of the run in this directory.")] = None,
-    torch_python: Annotated[str, typer.Option(help="Interpreter that has torch.")] = sys.executable,
-    jax_python: Annotated[str, typer.Option(help="Interpreter that has jax and flax.")] = sys.executable,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
     case_limit: Annotated[float, typer.Option(min=1, help="Seconds that a case may take before it is given up.")] = 120,
 ) -> None:
     """Run cases in both frameworks and compare.
@@ -189,8 +197,8 @@ def exit_code(comparison: dict[str, Any]) -> int:
 
 @app.command("compare")
 def compare_run(
-    directory: Annotated[Path, typer.Argument(help="The directory of a run.")],
-    globs: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help="Show all of these cases.")] = None,
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    globs: Annotated[list[str] | None, typer.Argument(metavar="CASE", help="Show all of these cases.")] = None,
 ) -> None:
     """Compare a run again from its files, needing neither framework; with CASEs, show all that there is of them."""
     with one_line_errors():
@@ -206,14 +214,14 @@ def show(case_id: Annotated[str, typer.Argument(metavar="CASE", help="A case id,
         console.print(source_of_case(select(SUITES["full"], [program])[0]))
 
 
-app.command()(calibrate)
-app.command()(partitioners)
-app.command()(scaling)
-app.add_typer(bench, name="bench")
+app.command()(train)
 app.command()(guide)
 app.command("predict")(predict_step)
 app.command("advise")(advise_step)
-app.command()(train)
+app.command()(calibrate)
+app.command()(scaling)
+app.command()(partitioners)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -14,10 +14,19 @@ from rich.table import Table
 
 from parity.bench_grid import PANELS, SIZES, Ratio, bench_grid, bench_questions
 from parity.cli_calibrate import print_json
-from parity.cli_common import RefusedError, console, one_line_errors, parse_sizes, progress_bar
+from parity.cli_common import (
+    JaxPython,
+    RefusedError,
+    TorchPython,
+    console,
+    one_line_errors,
+    parse_sizes,
+    progress_bar,
+    sizes_text,
+)
 from parity.run import worker_commands
 
-bench = typer.Typer(no_args_is_help=True, help=__doc__)
+bench = typer.Typer(no_args_is_help=True)
 
 
 @bench.callback()
@@ -27,15 +36,19 @@ def _bench() -> None:
 
 @bench.command("grid")
 def grid(
-    sizes: Annotated[str | None, typer.Option("--dims", help=f"Other sizes than {SIZES}, e.g. M=4096.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option("--dims", help="Other sizes, e.g. M=4096.", show_default=sizes_text(SIZES))
+    ] = None,
     mesh: Annotated[str, typer.Option(help="The grid.")] = "x=2,y=2",
-    panel: Annotated[list[int] | None, typer.Option(min=1, help=f"Of summa. Repeatable [default: {PANELS}].")] = None,
+    panel: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of summa. Repeatable.", show_default=", ".join(map(str, PANELS)))
+    ] = None,
     forward: Annotated[bool, typer.Option("--forward", help="Forward only; else both passes, too.")] = False,
     pairs: Annotated[int, typer.Option(min=1, help="Runs of each plan, in turns with gathered.")] = 7,
     dtype: Annotated[str, typer.Option(help="float32 | float64 | bfloat16")] = "float32",
     device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
-    torch_python: Annotated[str, typer.Option(help="Interpreter that has torch.")] = sys.executable,
-    jax_python: Annotated[str, typer.Option(help="Interpreter that has jax and flax.")] = sys.executable,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of tables.")] = False,
 ) -> None:
     """Time y = x w by the plans of the grid, each in turns with gathered; prints ratios, no absolute times.

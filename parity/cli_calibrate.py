@@ -22,27 +22,32 @@ from parity.calibrate import (
     read_measurements,
 )
 from parity.calibrate.local import RANKS, calibrate_local, check_place, questions
-from parity.cli_common import RefusedError, console, one_line_errors, progress_bar
+from parity.cli_common import JaxPython, RefusedError, TorchPython, console, one_line_errors, progress_bar
 from parity.cost import load_machine
 from parity.report.calibration import print_bands, print_check, print_peers
 from parity.run import Command, worker_commands
 
 Logs = Annotated[
-    list[Path] | None, typer.Argument(metavar="[LOG]...", help="Text output of nccl-tests; CSV where it ends in .csv.")
+    list[Path] | None, typer.Argument(metavar="LOG", help="Text output of nccl-tests; CSV where it ends in .csv.")
 ]
 Ranks = Annotated[
-    list[int] | None, typer.Option(min=2, help="With --local: how many processes. Repeatable [default: 2 and 4].")
+    list[int] | None, typer.Option(min=2, help="With --local: how many processes. Repeatable.", show_default="2, 4")
 ]
 
 
 def calibrate(
     logs: Logs = None,
-    name: Annotated[str | None, typer.Option(help="Of the machine to write [default with --local: local].")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the machine to write; with --local it is local if not named.")
+    ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="The machine it is most like; gives what was not measured [default: perlmutter, or local]."),
+        typer.Option(
+            help="The machine it is most like; gives what was not measured.",
+            show_default="perlmutter; with --local: local",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The machine file to write [default: NAME.toml].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The machine file to write.", show_default="NAME.toml")] = None,
     machine: Annotated[str | None, typer.Option(help="With --check: a machine, by name or .toml file.")] = None,
     check_path: Annotated[Path | None, typer.Option("--check", help="Log or CSV to predict and compare with.")] = None,
     is_held_out: Annotated[
@@ -52,8 +57,8 @@ def calibrate(
     local: Annotated[bool, typer.Option("--local", help="Measure this machine with each framework.")] = False,
     ranks: Ranks = None,
     device: Annotated[str, typer.Option(help="With --local: cpu | cuda")] = "cpu",
-    torch_python: Annotated[str, typer.Option(help="With --local: interpreter that has torch.")] = sys.executable,
-    jax_python: Annotated[str, typer.Option(help="With --local: interpreter that has jax and flax.")] = sys.executable,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
     as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON in place of tables.")] = False,
 ) -> None:
     """Fit a machine file to measured collectives, or say how well one predicts them.

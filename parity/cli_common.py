@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,10 @@ from parity.integer_check import NotExactError
 from parity.interpreter import LaunchError
 from parity.launch import Progress as CaseProgress
 from parity.predict import RequestError
+
+# Interpreters by their paths would be cut off in --help.
+TorchPython = Annotated[str, typer.Option(help="Interpreter that has torch.", show_default="this one")]
+JaxPython = Annotated[str, typer.Option(help="Interpreter that has jax and flax.", show_default="this one")]
 
 console = Console()
 error_console = Console(stderr=True)
@@ -65,6 +69,11 @@ def parse_sizes(text: str, option: str) -> dict[str, int]:
             raise RefusedError(f"{option} {text!r}: has {name!r} twice")
         sizes[name] = int(size)
     return sizes
+
+
+def sizes_text(sizes: Mapping[str, int]) -> str:
+    """What `parse_sizes` reads: `D=24,F=36`."""
+    return ",".join(f"{name}={size}" for name, size in sizes.items())
 
 
 def print_error(error: Exception) -> None:

@@ -11,7 +11,9 @@ from parity.guide import tables
 
 
 def guide(
-    concept: Annotated[str | None, typer.Argument(help="Show the pair of functions that uses it.")] = None,
+    concept: Annotated[
+        str | None, typer.Argument(metavar="CONCEPT", help="Show the pair of functions that uses it.")
+    ] = None,
     differences: Annotated[
         bool, typer.Option("--differences", help="Where the two packages differ in names, and why.")
     ] = False,

@@ -12,21 +12,35 @@ import typer
 
 from parity.ask import ask
 from parity.cli_calibrate import print_json
-from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes, progress_bar
+from parity.cli_common import (
+    JaxPython,
+    RefusedError,
+    TorchPython,
+    console,
+    error_console,
+    one_line_errors,
+    parse_sizes,
+    progress_bar,
+    sizes_text,
+)
 from parity.partitioners import DIMS, MESH, PROGRAMS, Row, explicit_products, questions_of, rows_of, summary_of
 from parity.received import received_bytes
 from parity.report.partitioners import LEGEND, print_explicit, print_program, summary_line
 from parity.run import worker_commands
 
-Programs = Annotated[list[str] | None, typer.Argument(metavar="[PROGRAM]...", help=f"Of {', '.join(PROGRAMS)}.")]
+Programs = Annotated[
+    list[str] | None, typer.Argument(metavar="PROGRAM", help=f"{', '.join(PROGRAMS)}; all if none is named.")
+]
 
 
 def partitioners(
     programs: Programs = None,
-    dims: Annotated[str | None, typer.Option(help=f"Other sizes than {DIMS}, e.g. M=1024,K=8192.")] = None,
+    dims: Annotated[
+        str | None, typer.Option(help="Other sizes, e.g. M=1024,K=8192.", show_default=sizes_text(DIMS))
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 | float32 | float64")] = "bfloat16",
-    torch_python: Annotated[str, typer.Option(help="Interpreter that has torch.")] = sys.executable,
-    jax_python: Annotated[str, typer.Option(help="Interpreter that has jax and flax.")] = sys.executable,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of tables.")] = False,
 ) -> None:
     """Ask both partitioners about every combination of layouts on a 2 x 2 mesh; needs no device.

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes
+from parity.cli_common import JaxPython, RefusedError, TorchPython, console, error_console, one_line_errors, parse_sizes
 from parity.cost import list_machines, load_machine
 from parity.cost.step import check_gpus
 from parity.predict import Prediction, Question, predict
@@ -32,7 +32,9 @@ Mesh = Annotated[str, typer.Option("--mesh", help="Axes and sizes, outermost fir
 Model = Annotated[str, typer.Option("--model", help="A preset: gpt2, llama3-8b, llama3-70b, ...")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences of a step, over the whole mesh.")]
 Seq = Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of a sequence; a ViT has its patches.")]
-Plan = Annotated[str | None, typer.Option("--plan", help="megatron | sequence_parallel (default: the model's own)")]
+Plan = Annotated[
+    str | None, typer.Option("--plan", help="megatron | sequence_parallel", show_default="the model's own")
+]
 Style = Annotated[str, typer.Option("--style", help="auto | typed | manual")]
 Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16 | float32")]
 Checkpoint = Annotated[
@@ -43,8 +45,6 @@ XlaFlagsName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Figures as JSON in place of tables.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the JSON to this file too.")]
-TorchPython = Annotated[str, typer.Option(help="Interpreter that has torch.")]
-JaxPython = Annotated[str, typer.Option(help="Interpreter that has jax and flax.")]
 
 
 def predict_step(

@@ -11,7 +11,17 @@ import typer
 
 from parity.ask import ask
 from parity.cli_calibrate import print_json
-from parity.cli_common import RefusedError, console, error_console, one_line_errors, parse_sizes, progress_bar
+from parity.cli_common import (
+    JaxPython,
+    RefusedError,
+    TorchPython,
+    console,
+    error_console,
+    one_line_errors,
+    parse_sizes,
+    progress_bar,
+    sizes_text,
+)
 from parity.report.scaling import plot_curves, print_crossovers, print_curves, print_temporaries
 from parity.run import worker_commands
 from parity.scaling import (
@@ -31,10 +41,12 @@ from parity.scaling import (
 
 
 def scaling(
-    dims: Annotated[str | None, typer.Option(help="Other sizes, e.g. M=4096,D=8192,F=32768.")] = None,
+    dims: Annotated[
+        str | None, typer.Option(help="Other sizes, e.g. M=4096,D=8192,F=32768.", show_default=sizes_text(DIMS))
+    ] = None,
     plot: Annotated[Path, typer.Option(help="Where to draw the curves.")] = Path("scaling.png"),
-    torch_python: Annotated[str, typer.Option(help="Interpreter that has torch.")] = sys.executable,
-    jax_python: Annotated[str, typer.Option(help="Interpreter that has jax and flax.")] = sys.executable,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of tables.")] = False,
 ) -> None:
     """Trace a pair of products, 1D and 2D, on 4 to 256 GPUs that are not there: bytes received, slopes, crossovers.

@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from parity.cli_common import RefusedError, console, error_console, one_line_errors, progress_bar
+from parity.cli_common import (
+    JaxPython,
+    RefusedError,
+    TorchPython,
+    console,
+    error_console,
+    one_line_errors,
+    progress_bar,
+)
 from parity.contract import ContractError
 from parity.curves import MODELS, judge, plot_curves, run_training, set_up
 from parity.report.curves import print_judgement
@@ -23,11 +31,11 @@ def train(
     steps: Annotated[int, typer.Option(min=10, help="Of the optimizer.")] = 50,
     dtype: Annotated[str, typer.Option(help="float32 | float64")] = "float32",
     style: Annotated[str, typer.Option(help="auto | typed | manual")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Directory of the run [default: runs/train-<time>].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the run.", show_default="runs/train-<time>")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial state and of the batches.")] = 0,
     device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
-    torch_python: Annotated[str, typer.Option(help="Interpreter that has torch.")] = sys.executable,
-    jax_python: Annotated[str, typer.Option(help="Interpreter that has jax and flax.")] = sys.executable,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
     case_limit: Annotated[float, typer.Option(min=1, help="Seconds a framework may take before it is given up.")] = 300,
 ) -> None:
     """Train a model in both frameworks: gpt on the source of Python's standard library, vit on images of digits.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def set_up(model: str, tp: int, num_steps: int, dtype: str, style: str = "auto",
     chosen = MODELS[model]
     preset, mesh = load_preset(chosen.preset), {"tp": tp}
     dims = {**preset.dims, **chosen.sizes}
-    check_divisible(preset.family, dims, mesh)
+    if tp not in (degrees := tp_degrees(preset, dims)):
+        known = ", ".join(map(str, degrees))
+        raise CaseError(f"--tp {tp}: does not divide what tp shards of {preset.name}; {known} would work")
     case = make_case(preset.family, preset.family.variants[0], dims, mesh, style, f"train-{dtype}", seed)
     case = replace(case, options=dict(preset.options), recipe=recipe_of(chosen, num_steps))
     rng = np.random.default_rng(seed)
@@ -67,6 +70,16 @@ def set_up(model: str, tp: int, num_steps: int, dtype: str, style: str = "auto",
     batch = {f"batch{i}.{name}": array for i, one in enumerate(data.batches) for name, array in one.items()}
     batch |= {f"batch{i}.target": np.zeros(()) for i in range(num_steps)}  # the model's output is its loss
     return Training(case, preset, rounded(params, dtype), rounded(batch, dtype), data.source)
+
+
+def tp_degrees(preset: Preset, dims: Mapping[str, int]) -> list[int]:
+    """Over how many devices the model can be sharded; each has a head at least."""
+    degrees = []
+    for degree in range(1, dims["H"] + 1):
+        with suppress(CaseError):
+            check_divisible(preset.family, dims, {"tp": degree})
+            degrees.append(degree)
+    return degrees
 
 
 def recipe_of(model: Model, num_steps: int) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
         ({"model": "bert"}, "--model 'bert': there are gpt, vit"),
         ({"dtype": "bfloat16"}, "--dtype 'bfloat16': there are float32, float64"),
         ({"style": "fast"}, "--style 'fast': there are auto, typed, manual"),
-        ({"tp": 3}, "tp=3 does not divide"),
+        ({"tp": 3}, "^--tp 3: does not divide what tp shards of gpt-tiny; 1, 2, 4 would work$"),
+        ({"model": "vit", "tp": 8}, "^--tp 8: does not divide what tp shards of vit-digits; 1, 2, 4 would work$"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(changes, message):

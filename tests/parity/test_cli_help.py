@@ -1,0 +1,44 @@
+"""What `--help` shows in a terminal of 80 columns: every default, whole, and nothing that Python would write."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from parity.cli import app
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+def help_of(*words: str, width: int = 80) -> str:
+    done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": str(width), "TERMINAL_WIDTH": str(width)})
+    assert done.exit_code == 0
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), ["bench", "grid"]], ids=" ".join)
+def test_help_shows_defaults_whole(words):
+    text = help_of(*words)
+    assert "…" not in text
+    assert "{'" not in text
+    assert not re.search(r" \.\s", text)  # what is left of "[default: ...]." in a help text
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "[[" not in text
+
+
+def test_help_says_which_interpreter_and_which_directory():
+    text = help_of("run")
+    assert text.count("[default: (this one)]") == 2
+    assert "[default: (runs/<time>)]" in text
+
+
+def test_paragraphs_of_help_are_wrapped_as_a_whole():
+    """A line that ends where the docstring's did leaves the next ones ragged."""
+    lines = [line.strip() for line in help_of("train").splitlines()]
+    begin = next(index for index, line in enumerate(lines) if line.startswith("Both get the same state"))
+    paragraph = lines[begin : lines.index("", begin)]
+    assert len(paragraph) == 4
+    assert all(len(line) > 60 for line in paragraph[:-1])
