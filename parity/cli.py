@@ -49,7 +49,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Tensor parallelism in PyTorch and in JAX: are the two equal, how is it called over there, what would it take?",
+    help="Tensor parallelism in PyTorch and in JAX: are the two equal, how is it called over there, what does it cost?",
 )
 
 JUDGED = (*NUMERICS, *TRAINING)
