@@ -98,7 +98,7 @@ def check_mesh(machine: Machine, mesh: Mapping[str, int]) -> None:
         if size < 1:
             raise CostError(f"mesh {_text(mesh)}: axis {axis!r} must be of size 1 or more")
     _check_count(machine, math.prod(mesh.values()), f"mesh {_text(mesh)} has")
-    for axis in reversed(mesh):  # where an inner axis does not fit the nodes, the outer ones cannot
+    for axis in reversed([*mesh]):  # where an inner axis does not fit the nodes, the outer ones cannot
         if not _lies_evenly(machine, mesh, axis):
             fits = " or ".join(f"{axis}={size}" for size in _nearest(machine, mesh, axis))
             raise CostError(

@@ -60,8 +60,8 @@ def set_up(model: str, tp: int, num_steps: int, dtype: str, style: str = "auto",
     preset, mesh = load_preset(chosen.preset), {"tp": tp}
     dims = {**preset.dims, **chosen.sizes}
     if tp not in (degrees := tp_degrees(preset, dims)):
-        known = ", ".join(map(str, degrees))
-        raise CaseError(f"--tp {tp}: does not divide what tp shards of {preset.name}; {known} would work")
+        fitting = ", ".join(map(str, degrees))
+        raise CaseError(f"--tp {tp}: does not divide what tp shards of {preset.name}; {fitting} would work")
     case = make_case(preset.family, preset.family.variants[0], dims, mesh, style, f"train-{dtype}", seed)
     case = replace(case, options=dict(preset.options), recipe=recipe_of(chosen, num_steps))
     rng = np.random.default_rng(seed)
