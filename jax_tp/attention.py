@@ -3,12 +3,12 @@
     B batch   S, T sequence (of queries, of keys)   D features   tp devices on the axis "tp"
     H heads   K heads of keys and values (K = H: multi-head; K < H: grouped-query)   G = H/K   E features of a head
 
-    x_BSD a device             [B, S, D]
-    w_q a device               [D, H/tp*E]
-    w_k, w_v a device          [D, K/tp*E]     query head h reads head h//G of the keys: its own device's
-    scores_KBGST a device      [K/tp, B, G, S, T]
-    w_o a device               [H/tp*E, D]
-    y_BSD a device             [B, S, D]
+    x_BSD per device           [B, S, D]
+    w_q per device             [D, H/tp*E]
+    w_k, w_v per device        [D, K/tp*E]     query head h reads head h//G of the keys: its own device's
+    scores_KBGST per device    [K/tp, B, G, S, T]
+    w_o per device             [H/tp*E, D]
+    y_BSD per device           [B, S, D]
     forward                    all-reduce y_BSD
     backward                   all-reduce dx_BSD, once: dq w_q^T + dk w_k^T + dv w_v^T is summed before it is sent
 

@@ -2,9 +2,9 @@
 
     B batch   S sequence   V logits   N ids, N <= V   tp devices on the axis "tp"
 
-    x_BSV a device       [B, S, V/tp]   logits
-    labels_BS a device   [B, S]         int64: no gradient
-    y                    []             float32 for bfloat16 logits, as everything inside
+    x_BSV per device       [B, S, V/tp]   logits
+    labels_BS per device   [B, S]         int64: no gradient
+    y                      []             float32 for bfloat16 logits, as everything inside
 
     z = x - m              m = max_v x, of which the gradient is not needed: y does not depend on m
     loss_BS                log Σ_v exp(z_v) - Σ_v w_v z_v,    w = (1 - e) [v = label] + e / N   with smoothing e

@@ -3,9 +3,9 @@
     B batch   S sequence   D features   V rows of the table   N ids, N <= V   tp devices on the axis "tp"
 
                          vocab_parallel       sequence_parallel
-    x_BS a device        [B, S]               [B, S]                  ids, int64: no gradient
-    table_VD a device    [V/tp, D]            [V/tp, D]
-    y_BSD a device       [B, S, D]            [B, S/tp, D]
+    x_BS per device      [B, S]               [B, S]                  ids, int64: no gradient
+    table_VD per device  [V/tp, D]            [V/tp, D]
+    y_BSD per device     [B, S, D]            [B, S/tp, D]
     forward              all-reduce y_BSD     reduce-scatter y_BSD
     backward             no collective        all-gather dy_BSD
 

@@ -3,8 +3,8 @@
     B batch   C channels   I latitudes   J longitudes   P side of a patch   T = I/P * J/P tokens   F = C*P*P
     tp devices on the axis "tp"
 
-    x_BTF a device         [B, T, F/tp]   the prediction, in patches: each device has its own features
-    truth_BCIJ a device    [B, C, I, J]   data: no gradient
+    x_BTF per device       [B, T, F/tp]   the prediction, in patches: each device has its own features
+    truth_BCIJ per device  [B, C, I, J]   data: no gradient
     y                      []             float32 for bfloat16 predictions, as everything inside
 
     y                      1 / (B C I J) Σ w_i (prediction - truth)²

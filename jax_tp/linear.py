@@ -3,9 +3,9 @@
     B batch   S sequence   D features in   F features out   tp devices on the axis "tp"
 
                       column-parallel: w = [w_0 | w_1 | ...]     row-parallel: w = [w_0 / w_1 / ...]
-    w_DF a device     [D, F/tp]                                  [D/tp, F]
-    x_BSD a device    [B, S, D]                                  [B, S, D/tp]
-    y_BSF a device    [B, S, F/tp]                               [B, S, F]
+    w_DF per device   [D, F/tp]                                  [D/tp, F]
+    x_BSD per device  [B, S, D]                                  [B, S, D/tp]
+    y_BSF per device  [B, S, F/tp]                               [B, S, F]
     forward           no collective                              all-reduce y_BSF
     backward          all-reduce dx_BSD                          no collective
 

@@ -2,14 +2,14 @@
 
     B batch   S sequence   D features   F hidden features   tp devices on the axis "tp"
 
-                         megatron              sequence_parallel
-    x_BSD a device       [B, S, D]             [B, S/tp, D]
-    w_up_DF a device     [D, F/tp]             [D, F/tp]
-    h_BSF a device       [B, S, F/tp]          [B, S, F/tp]
-    w_down_FD a device   [F/tp, D]             [F/tp, D]
-    y_BSD a device       [B, S, D]             [B, S/tp, D]
-    forward              all-reduce y_BSD      all-gather x_BSD, reduce-scatter y_BSD
-    backward             all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
+                           megatron              sequence_parallel
+    x_BSD per device       [B, S, D]             [B, S/tp, D]
+    w_up_DF per device     [D, F/tp]             [D, F/tp]
+    h_BSF per device       [B, S, F/tp]          [B, S, F/tp]
+    w_down_FD per device   [F/tp, D]             [F/tp, D]
+    y_BSD per device       [B, S, D]             [B, S/tp, D]
+    forward                all-reduce y_BSD      all-gather x_BSD, reduce-scatter y_BSD
+    backward               all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
 
 Column then row is the pair that needs no collective in between: the hidden features stay where they are, and the
 activation is elementwise, so that each device applies it to its own features, and drops its own out of

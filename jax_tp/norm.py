@@ -2,12 +2,12 @@
 
     B batch   S sequence   D features   tp devices on the axis "tp"
 
-                     replicated     sequence-parallel
-    x_BSD a device   [B, S, D]      [B, S/tp, D]
-    y_BSD a device   [B, S, D]      [B, S/tp, D]
-    scale_D, b_D     [D]            [D], replicated
-    forward          no collective  no collective
-    backward         no collective  all-reduce dscale_D, all-reduce db_D
+                       replicated     sequence-parallel
+    x_BSD per device   [B, S, D]      [B, S/tp, D]
+    y_BSD per device   [B, S, D]      [B, S/tp, D]
+    scale_D, b_D       [D]            [D], replicated
+    forward            no collective  no collective
+    backward           no collective  all-reduce dscale_D, all-reduce db_D
 
 Layer norm: mean and var = mean((x - mean)²) over the D features of a token. RMS norm: the mean is taken as 0, no b.
 Under sequence parallelism a device sees its own tokens only, so its gradient of scale is a part of a sum over all

@@ -2,9 +2,9 @@
 
     B batch   S sequence   D features in   C linears   F features out of each   tp devices on the axis "tp"
 
-    x_BSD a device     [B, S, D]
-    w_DCF a device     [D, C, F/tp]
-    y_BSCF a device    [B, S, C, F/tp]
+    x_BSD per device   [B, S, D]
+    w_DCF per device   [D, C, F/tp]
+    y_BSCF per device  [B, S, C, F/tp]
 
 In memory the weights lie one after the other. Sharded as one matrix of C*F columns, a device would get columns of one
 linear only, and where y is taken apart again everything would have to move. Seen as C matrices, each is sharded by its

@@ -3,10 +3,10 @@
     B batch   S sequence   D features   V rows of the table, and logits   tp devices on the axis "tp"
 
                          vocab_parallel        sequence_parallel
-    x_BS a device        [B, S]                [B, S]              ids
-    table_VD a device    [V/tp, D]             [V/tp, D]           one parameter: its gradient sums over both uses
-    h_BSD a device       [B, S, D]             [B, S/tp, D]
-    y_BSV a device       [B, S, V/tp]          [B, S, V/tp]        logits, as the cross entropy takes them
+    x_BS per device      [B, S]                [B, S]              ids
+    table_VD per device  [V/tp, D]             [V/tp, D]           one parameter: its gradient sums over both uses
+    h_BSD per device     [B, S, D]             [B, S/tp, D]
+    y_BSV per device     [B, S, V/tp]          [B, S, V/tp]        logits, as the cross entropy takes them
     forward              all-reduce h_BSD      reduce-scatter h_BSD, all-gather h_BSD
     backward             all-reduce dh_BSD     reduce-scatter dh_BSD, all-gather dh_BSD
 

@@ -5,11 +5,11 @@
 
     B batch   S sequence   D features   tp devices on the axis "tp"
 
-                     megatron                    sequence_parallel
-    x_BSD a device   [B, S, D]                   [B, S/tp, D]
-    y_BSD a device   [B, S, D]                   [B, S/tp, D]
-    forward          2 all-reduces of B*S*D      2 all-gathers and 2 reduce-scatters of B*S*D
-    backward         2 all-reduces of B*S*D      2 all-gathers and 2 reduce-scatters of B*S*D, sums of norms' gradients
+                       megatron                    sequence_parallel
+    x_BSD per device   [B, S, D]                   [B, S/tp, D]
+    y_BSD per device   [B, S, D]                   [B, S/tp, D]
+    forward            2 all-reduces of B*S*D      2 all-gathers and 2 reduce-scatters of B*S*D
+    backward           2 all-reduces of B*S*D      2 all-gathers and 2 reduce-scatters of B*S*D, the norms' gradients
 
 Dropout, where there is a `step`, is that of GPT-2: of the probabilities of attention, and of what either sublayer gives
 before it is added. These are three layers, of the numbers 3 n, 3 n + 1 and 3 n + 2 in the n-th block.

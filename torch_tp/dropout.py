@@ -3,7 +3,7 @@
     B batch   S, T sequence   D features   H heads   tp devices on the axis "tp"
 
                        replicated   feature_parallel   sequence_parallel   head_parallel
-    x, y a device      [B, S, D]    [B, S, D/tp]       [B, S/tp, D]        [H/tp, B, S, T]
+    x, y per device    [B, S, D]    [B, S, D/tp]       [B, S/tp, D]        [H/tp, B, S, T]
     forward, backward  no collective
 
     key                threefry((seed, layer), (step, 0))          one for each call of a layer

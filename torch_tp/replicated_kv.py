@@ -4,9 +4,9 @@
     kv = K     devices with different keys            the tp = kv * rep devices are a mesh of the axes "kv" and "rep"
     rep        devices that hold the same keys        (rep = tp / K: tp must be a multiple of K)
 
-    w_q a device         [D, H/(kv*rep)*E]
-    w_k, w_v a device    [D, K/kv*E]            the head that its queries read, the same on the rep devices
-    y_BSD a device       [B, S, D]
+    w_q per device       [D, H/(kv*rep)*E]
+    w_k, w_v per device  [D, K/kv*E]            the head that its queries read, the same on the rep devices
+    y_BSD per device     [B, S, D]
     forward              all-reduce y_BSD over kv and rep
     backward             all-reduce dx_BSD over kv and rep, once
                          all-reduce dw_k, dw_v over rep: D*K/kv*E each (and db_k, db_v: K/kv*E)

@@ -2,14 +2,14 @@
 
     B batch   S sequence   D features   F hidden features   tp devices on the axis "tp"
 
-                                  megatron              sequence_parallel
-    x_BSD a device                [B, S, D]             [B, S/tp, D]
-    w_gate_DF, w_up_DF a device   [D, F/tp]             [D, F/tp]
-    h_BSF a device                [B, S, F/tp]          [B, S, F/tp]
-    w_down_FD a device            [F/tp, D]             [F/tp, D]
-    y_BSD a device                [B, S, D]             [B, S/tp, D]
-    forward                       all-reduce y_BSD      all-gather x_BSD, reduce-scatter y_BSD
-    backward                      all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
+                                    megatron              sequence_parallel
+    x_BSD per device                [B, S, D]             [B, S/tp, D]
+    w_gate_DF, w_up_DF per device   [D, F/tp]             [D, F/tp]
+    h_BSF per device                [B, S, F/tp]          [B, S, F/tp]
+    w_down_FD per device            [F/tp, D]             [F/tp, D]
+    y_BSD per device                [B, S, D]             [B, S/tp, D]
+    forward                         all-reduce y_BSD      all-gather x_BSD, reduce-scatter y_BSD
+    backward                        all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
 
 Two products take the same x: their parts of dx are added on each device first, and sent once. Packed, gate and up are
 one product with w_gate_up_D2F, a device has [D, 2, F/tp]: packed.py says why not [D, 2*F/tp].

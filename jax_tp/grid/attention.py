@@ -3,12 +3,12 @@
     B batch   S sequence   D features   H heads of E features, K of keys   X by Y devices on the axes "x" and "y"
 
                               summa, cannon, gathered     stationary
-    x_BSD a device            [B/X, S, D/Y]               [B/X, S, D/Y]
-    w_q a device              [D/X, H/Y*E]                [D/Y, H/X*E]
-    w_k, w_v a device         [D/X, K/Y*E]                [D/Y, K/X*E]
-    q, k, v a device          [B/X, S, H/Y*E] ...         [B/Y, S, H/X*E] ...
-    w_o a device              [H*E/X, D/Y]                [H*E/X, D/Y]
-    y_BSD a device            [B/X, S, D/Y]               [B/X, S, D/Y]
+    x_BSD per device          [B/X, S, D/Y]               [B/X, S, D/Y]
+    w_q per device            [D/X, H/Y*E]                [D/Y, H/X*E]
+    w_k, w_v per device       [D/X, K/Y*E]                [D/Y, K/X*E]
+    q, k, v per device        [B/X, S, H/Y*E] ...         [B/Y, S, H/X*E] ...
+    w_o per device            [H*E/X, D/Y]                [H*E/X, D/Y]
+    y_BSD per device          [B/X, S, D/Y]               [B/X, S, D/Y]
 
 Sequences and heads are independent of each other, so between the projections nothing is sent: all collectives are those
 of two linears of linear.py, of D to (H + 2 K) E features and of H E to D. The projections to q, k and v are one product

@@ -2,11 +2,11 @@
 
     B batch   S sequence   D features in   F features out   X by Y devices on the axes "x" and "y"
 
-                     summa, cannon, gathered     stationary          stationary_exchanged
-    x_BSD a device   [B/X, S, D/Y]               [B/Y, S, D/X]       [B/X, S, D/Y]
-    w_DF a device    [D/X, F/Y]                  [D/X, F/Y]          [D/Y, F/X]
-    b_F a device     [F/Y]                       [F/Y]               [F/X]
-    y_BSF a device   [B/X, S, F/Y]               [B/X, S, F/Y]       [B/Y, S, F/X]
+                       summa, cannon, gathered     stationary          stationary_exchanged
+    x_BSD per device   [B/X, S, D/Y]               [B/Y, S, D/X]       [B/X, S, D/Y]
+    w_DF per device    [D/X, F/Y]                  [D/X, F/Y]          [D/Y, F/X]
+    b_F per device     [F/Y]                       [F/Y]               [F/X]
+    y_BSF per device   [B/X, S, F/Y]               [B/X, S, F/Y]       [B/Y, S, F/X]
 
 The product is that of matmul.py, of M = B S rows, K = D and N = F; so are its collectives. The bias is the same for all
 tokens, which one axis shares out: its gradient is a sum over that axis.

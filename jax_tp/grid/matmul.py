@@ -2,9 +2,9 @@
 
     M rows (tokens)   K features in   N features out   X by Y devices on the axes "x" and "y"; device (x=i, y=j)
 
-    x_MK a device    [M/X, K/Y]    block (i, j)
-    w_KN a device    [K/X, N/Y]    block (i, j)
-    y_MN a device    [M/X, N/Y]    block (i, j)
+    x_MK per device  [M/X, K/Y]    block (i, j)
+    w_KN per device  [K/X, N/Y]    block (i, j)
+    y_MN per device  [M/X, N/Y]    block (i, j)
 
 The products of forward and backward have one form each: Y = X W, dX = dY W^T, dW = X^T dY; product.py has the
 code of each algorithm. Payload of a device, in elements, of each collective:

@@ -3,11 +3,11 @@
     B batch   S sequence   D features   F hidden features   X by Y devices on the axes "x" and "y"
 
                               summa, cannon, gathered     stationary
-    x_BSD a device            [B/X, S, D/Y]               [B/X, S, D/Y]
-    w_up, w_gate a device     [D/X, F/Y]                  [D/Y, F/X]
-    h_BSF a device            [B/X, S, F/Y]               [B/Y, S, F/X]
-    w_down a device           [F/X, D/Y]                  [F/X, D/Y]
-    y_BSD a device            [B/X, S, D/Y]               [B/X, S, D/Y]
+    x_BSD per device          [B/X, S, D/Y]               [B/X, S, D/Y]
+    w_up, w_gate per device   [D/X, F/Y]                  [D/Y, F/X]
+    h_BSF per device          [B/X, S, F/Y]               [B/Y, S, F/X]
+    w_down per device         [F/X, D/Y]                  [F/X, D/Y]
+    y_BSD per device          [B/X, S, D/Y]               [B/X, S, D/Y]
 
 Two linears of linear.py, whose collectives are all there are: the activation is elementwise, and each device has whole
 blocks of h. Gate and up are one product with the two weights side by side, so x is sent once for both.

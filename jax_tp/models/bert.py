@@ -7,11 +7,11 @@
     h_BSD     = head_norm(act(h_BSD w_head + b_head))
     y         = cross_entropy(h_BSD table^T + b_vocab, labels)
 
-    x_BS, labels_BS a device    [B, S]           ids, int64: no gradient; labels of -100 where nothing was masked
+    x_BS, labels_BS per device  [B, S]           ids, int64: no gradient; labels of -100 where nothing was masked
     table_VD, b_vocab_V         [V/tp, D], [V/tp]
-    positions_CD a device       [C, D]           replicated, as w_head_DD [D, D], b_head and the norms
-    h_BSD a device              [B, S, D]        under sequence_parallel [B, S/tp, D]
-    logits_BSV a device         [B, S, V/tp]     never gathered
+    positions_CD per device     [C, D]           replicated, as w_head_DD [D, D], b_head and the norms
+    h_BSD per device            [B, S, D]        under sequence_parallel [B, S/tp, D]
+    logits_BSV per device       [B, S, V/tp]     never gathered
     y                           []
 
                 megatron                              sequence_parallel

@@ -6,11 +6,11 @@
     h_BSD     = block_i(h_BSD)             i = 1 .. L, pre-norm, causal
     y         = cross_entropy(norm(h_BSD) table^T, labels)
 
-    x_BS, labels_BS a device    [B, S]           ids, int64: no gradient
-    table_VD a device           [V/tp, D]        one parameter of two layers: tied.py
-    positions_CD a device       [C, D]           replicated; rows from S on get the gradient 0
-    h_BSD a device              [B, S, D]        under sequence_parallel [B, S/tp, D]
-    logits_BSV a device         [B, S, V/tp]     never gathered
+    x_BS, labels_BS per device  [B, S]           ids, int64: no gradient
+    table_VD per device         [V/tp, D]        one parameter of two layers: tied.py
+    positions_CD per device     [C, D]           replicated; rows from S on get the gradient 0
+    h_BSD per device            [B, S, D]        under sequence_parallel [B, S/tp, D]
+    logits_BSV per device       [B, S, V/tp]     never gathered
     y                           []
 
                 megatron                              sequence_parallel

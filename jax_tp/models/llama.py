@@ -6,11 +6,11 @@
     h_BSD     = block_i(h_BSD)             i = 1 .. L: RMS norm, grouped-query attention with RoPE, gated MLP
     y         = cross_entropy(norm(h_BSD) w_head, labels)
 
-    x_BS, labels_BS a device    [B, S]           ids, int64: no gradient
-    table_VD a device           [V/tp, D]
-    h_BSD a device              [B, S, D]        under sequence_parallel [B, S/tp, D]
-    w_head_DV a device          [D, V/tp]        column-parallel
-    logits_BSV a device         [B, S, V/tp]     never gathered
+    x_BS, labels_BS per device  [B, S]           ids, int64: no gradient
+    table_VD per device         [V/tp, D]
+    h_BSD per device            [B, S, D]        under sequence_parallel [B, S/tp, D]
+    w_head_DV per device        [D, V/tp]        column-parallel
+    logits_BSV per device       [B, S, V/tp]     never gathered
     y                           []
 
                 megatron                              sequence_parallel

@@ -5,8 +5,8 @@
 
     B batch   S sequence   D features   F hidden   H heads of E features, K of keys   X by Y devices on "x" and "y"
 
-    x_BSD a device   [B/X, S, D/Y]     no device ever holds all features of a token, or all tokens of a feature
-    y_BSD a device   [B/X, S, D/Y]
+    x_BSD per device   [B/X, S, D/Y]     no device ever holds all features of a token, or all tokens of a feature
+    y_BSD per device   [B/X, S, D/Y]
 
 What is sent is what the layers send: norm.py twice, and four products (matmul.py) of B S rows,
 

@@ -2,13 +2,13 @@
 
     B batch   S sequence   V logits   N ids, N <= V   X by Y devices on the axes "x" and "y"
 
-                         grid              exchanged
-    x_BSV a device       [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the grid's heads give them
-    labels_BS a device   [B/X, S]          [B/Y, S]          int64: no gradient
-    y                    []                []                float32 for bfloat16 logits, as everything inside
-    forward              all-reduce y: max, Σ exp and the label's logit of each token, B/X S each;
-                         all-reduce x: Σ loss and the number of labels, 2           (exchanged: x for y, y for x)
-    backward             no collective
+                           grid              exchanged
+    x_BSV per device       [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the grid's heads give them
+    labels_BS per device   [B/X, S]          [B/Y, S]          int64: no gradient
+    y                      []                []                float32 for bfloat16 logits, as everything inside
+    forward                all-reduce y: max, Σ exp and the label's logit of each token, B/X S each;
+                           all-reduce x: Σ loss and the number of labels, 2           (exchanged: x for y, y for x)
+    backward               no collective
 
 The loss of a token is that of cross_entropy.py over the axis that shards its logits; y is the mean over the tokens of
 all devices whose label is not ignored. The logits from N on are padding.

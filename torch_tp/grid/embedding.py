@@ -2,9 +2,9 @@
 
     B batch   S sequence   D features   V rows of the table   N ids, N <= V   X by Y devices on the axes "x" and "y"
 
-    x_BS a device        [B/X, S]          ids, int64: no gradient
-    table_VD a device    [V/X, D/Y]
-    y_BSD a device       [B/X, S, D/Y]
+    x_BS per device      [B/X, S]          ids, int64: no gradient
+    table_VD per device  [V/X, D/Y]
+    y_BSD per device     [B/X, S, D/Y]
 
     plan         forward                                          backward
     summa        broadcast x: each block of the table, V D/Y      reduce-scatter x: dtable, V D/Y

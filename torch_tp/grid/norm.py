@@ -2,8 +2,8 @@
 
     B batch   S sequence   D features   X by Y devices on the axes "x" and "y"
 
-    x_BSD a device     [B/X, S, D/Y]
-    y_BSD a device     [B/X, S, D/Y]
+    x_BSD per device   [B/X, S, D/Y]
+    y_BSD per device   [B/X, S, D/Y]
     scale_D, b_D       [D/Y]
 
     layer norm         mean = Σ_D x / D,   var = Σ_D (x - mean)² / D,   y = (x - mean) / sqrt(var + eps) * scale + b

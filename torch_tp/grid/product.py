@@ -3,7 +3,7 @@
 R and C are the numbers of devices along the axes `rows` and `columns`, which shard the rows and the columns of y. They
 are "x" and "y", or for every second layer of `stationary` "y" and "x".
 
-    algorithm     x a device     w a device     y a device     what is sent
+    algorithm     x per device   w a device     y a device     what is sent
     summa         [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     summa.py
     cannon        [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     cannon.py
     gathered      [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     forward all-gathers of x and w, backward reduce-scatters

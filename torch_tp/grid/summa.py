@@ -2,7 +2,7 @@
 
 Device (i, j) of the X by Y grid holds block (i, j) of each matrix: a [M/X, K/Y], b [K/X, N/Y], c [M/X, N/Y].
 
-    form               a device                      for each panel p of K
+    form               per device                    for each panel p of K
     c = a b            c_ij = Σ_p a_ip b_pj          broadcast a_ip along y, b_pj along x; add their product to c
     a' = c b^T         a'_ip = Σ_j c_ij b_pj^T       broadcast b_pj along x; reduce the product along y to p's owner
     b' = a^T c         b'_pj = Σ_i a_ip^T c_ij       broadcast a_ip along y; reduce the product along x to p's owner

@@ -3,10 +3,10 @@
     B batch   S sequence   D features   V rows of the table, and logits   X by Y devices on the axes "x" and "y"
 
                          summa             stationary
-    x_BS a device        [B/X, S]          [B/X, S]          ids
-    table_VD a device    [V/X, D/Y]        [V/X, D/Y]        one parameter: its gradient is the sum over both uses
-    h_BSD a device       [B/X, S, D/Y]     [B/X, S, D/Y]
-    y_BSV a device       [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the cross entropy of the grid takes them
+    x_BS per device      [B/X, S]          [B/X, S]          ids
+    table_VD per device  [V/X, D/Y]        [V/X, D/Y]        one parameter: its gradient is the sum over both uses
+    h_BSD per device     [B/X, S, D/Y]     [B/X, S, D/Y]
+    y_BSV per device     [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the cross entropy of the grid takes them
 
 The lookup is that of embedding.py. The head needs no transposed table: y = h table^T is SUMMA's second form, c b^T, and
 its gradients are the other two, dh = dy table and dtable = dy^T h. Their payloads, in elements:

@@ -8,12 +8,12 @@
     field     y = latitude_error(norm(h_BTD) w_head + b_head, truth)
     classes   y = cross_entropy(mean_T norm(h_BTD) w_head + b_head, labels)
 
-    x_BCIJ a device             [B, C, I, J]
+    x_BCIJ per device           [B, C, I, J]
     truth_BCIJ, labels_B        [B, C, I, J], [B] int64: data, no gradient
-    w_embed_FD a device         [F, D]           replicated, as b_embed and positions [T, D]: a patch has few numbers
-    h_BTD a device              [B, T, D]
-    w_head a device             [D, F/tp] or [D, V/tp]      column-parallel
-    head's output a device      [B, T, F/tp] or [B, 1, V/tp]      the field and the logits are never gathered
+    w_embed_FD per device       [F, D]           replicated, as b_embed and positions [T, D]: a patch has few numbers
+    h_BTD per device            [B, T, D]
+    w_head per device           [D, F/tp] or [D, V/tp]      column-parallel
+    head's output per device    [B, T, F/tp] or [B, 1, V/tp]      the field and the logits are never gathered
     y                           []
 
                                 field                               classes

@@ -3,14 +3,14 @@
     B batch   C channels   I latitudes   J longitudes   P side of a patch   T = I/P * J/P tokens   F = C*P*P
     D features   V classes, padded   X by Y devices on the axes "x" and "y"
 
-                          summa                             stationary
-    x_BCIJ a device       [B/X, C, I, J]                    [B/X, C, I, J]
-    truth, labels         [B/X, C, I, J], [B/X]             [B/Y, C, I, J], [B/Y]     data, no gradient
-    w_embed_FD a device   [F/X, D/Y]                        [F/X, D/Y]
-    h_BTD a device        [B/X, T, D/Y]                     [B/X, T, D/Y]
-    w_head a device       [D/X, F/Y] or [D/X, V/Y]          [D/Y, F/X] or [D/Y, V/X]
-    head's output         [B/X, T, F/Y] or [B/X, 1, V/Y]    [B/Y, T, F/X] or [B/Y, 1, V/X]      never gathered
-    y                     []                                []
+                            summa                             stationary
+    x_BCIJ per device       [B/X, C, I, J]                    [B/X, C, I, J]
+    truth, labels           [B/X, C, I, J], [B/X]             [B/Y, C, I, J], [B/Y]     data, no gradient
+    w_embed_FD per device   [F/X, D/Y]                        [F/X, D/Y]
+    h_BTD per device        [B/X, T, D/Y]                     [B/X, T, D/Y]
+    w_head per device       [D/X, F/Y] or [D/X, V/Y]          [D/Y, F/X] or [D/Y, V/X]
+    head's output           [B/X, T, F/Y] or [B/X, 1, V/Y]    [B/Y, T, F/X] or [B/Y, 1, V/X]      never gathered
+    y                       []                                []
 
 What is sent is what the layers send, and for the embedding of patches, which each row of devices has whole,
 

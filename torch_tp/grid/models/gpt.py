@@ -2,14 +2,14 @@
 
     B batch   S sequence   D features   V rows of the table   C positions   X by Y devices on the axes "x" and "y"
 
-                         summa             stationary
-    x_BS a device        [B/X, S]          [B/X, S]           ids
-    labels_BS a device   [B/X, S]          [B/Y, S]           int64: no gradient
-    table_VD a device    [V/X, D/Y]        [V/X, D/Y]         one parameter of two layers: tied.py
-    positions a device   [C, D/Y]          [C, D/Y]
-    h_BSD a device       [B/X, S, D/Y]     [B/X, S, D/Y]
-    logits a device      [B/X, S, V/Y]     [B/Y, S, V/X]      never gathered
-    y                    []                []
+                           summa             stationary
+    x_BS per device        [B/X, S]          [B/X, S]           ids
+    labels_BS per device   [B/X, S]          [B/Y, S]           int64: no gradient
+    table_VD per device    [V/X, D/Y]        [V/X, D/Y]         one parameter of two layers: tied.py
+    positions per device   [C, D/Y]          [C, D/Y]
+    h_BSD per device       [B/X, S, D/Y]     [B/X, S, D/Y]
+    logits per device      [B/X, S, V/Y]     [B/Y, S, V/X]      never gathered
+    y                      []                []
 
 What is sent is what its layers send: tied.py, embedding.py (positions), a block.py for each block, norm.py, and
 cross_entropy.py. A step of training adds the norm of the gradients: one number for each parameter over x and y, and
