@@ -41,6 +41,8 @@ def join(device: str, local_devices: int = 1) -> tuple[int, int]:
     port += (
         os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     )  # torchrun itself listens at the port that it names
+    # gRPC would ask an http_proxy for the coordinator, on this very node too, and hang.
+    os.environ["no_grpc_proxy"] = host  # noqa: SIM112  # it reads no other spelling
     jax.config.update("jax_platforms", device)
     if device == "cpu":
         jax.config.update("jax_num_cpu_devices", local_devices)

@@ -153,6 +153,11 @@ def write_hlo(compiled: Any, case: Case, run: Path, target: str) -> str:
     return file
 
 
+def set_precision() -> None:
+    """IEEE float32 products on A100s too, where JAX would take TF32."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
 def main() -> int:
     """Join the group, do the cases in order, leave. A case that raises ends the process: the group is out of step."""
     parser = argparse.ArgumentParser(prog="jax_tp.worker", description=__doc__)
@@ -166,7 +171,7 @@ def main() -> int:
     arguments = parser.parse_args()
     watch_launcher()
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_default_matmul_precision", "highest")  # IEEE float32 on A100s too, where JAX takes TF32
+    set_precision()
     if arguments.quick:
         os.environ["XLA_FLAGS"] = f"{QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # the user's win
     role = arguments.role

@@ -29,6 +29,7 @@ from parity.cli_common import (
     parse_sizes,
     progress_bar,
 )
+from parity.cli_doctor import doctor
 from parity.cli_guide import guide
 from parity.cli_partitioners import partitioners
 from parity.cli_predict import advise_step, predict_step
@@ -222,6 +223,7 @@ app.command()(calibrate)
 app.command()(scaling)
 app.command()(partitioners)
 app.add_typer(bench, name="bench")
+app.command()(doctor)
 
 
 def main() -> None:

@@ -93,6 +93,11 @@ def write_shards(tensors: dict[str, DTensor], case: Case, run: Path, rank: int) 
     return shards, file
 
 
+def set_precision() -> None:
+    """IEEE float32 products on A100s too, where JAX would take TF32."""
+    torch.set_float32_matmul_precision("highest")
+
+
 def main() -> int:
     """Join the group, do the cases in order, leave. A case that raises ends the process: the group is out of step."""
     parser = argparse.ArgumentParser(prog="torch_tp.worker", description=__doc__)
@@ -103,7 +108,7 @@ def main() -> int:
     parser.add_argument("--num-pairs", type=int, default=7, help="with --role bench: runs of each of the two")
     arguments = parser.parse_args()
     watch_launcher()
-    torch.set_float32_matmul_precision("highest")  # IEEE float32 on A100s too, where JAX would take TF32
+    set_precision()
     role = arguments.role
     ids = json.loads(arguments.orders.read_text())["case_ids"]
     if role == "questions":

@@ -178,6 +178,7 @@ DIFFERENCES = (
     Difference(
         "steps.py", "run", "module, mesh, batch, has_optimizer", "module, mesh, batch, has_optimizer, flags", XLA_TOLD
     ),
+    Difference("doctor.py", "num_gpus", "", "()", "torch.cuda.device_count."),
     Difference("worker.py", "trace_order", "", "order, run", "The program that XLA compiled is left for the harness."),
     Difference("timing.py", "wait", "device", "outputs", "CUDA waits for a device, JAX for arrays."),
     Difference("timing.py", "align", "device", "()", "CUDA waits for a device, JAX for arrays."),

@@ -50,7 +50,9 @@ def without_starter() -> dict[str, str]:
 @pytest.mark.parametrize("package", ["torch_tp", "jax_tp"])
 @pytest.mark.parametrize("starter", STARTERS)
 def test_rank_is_read_from_what_the_starter_sets(starter, package):
-    clean = without_starter() | {"MASTER_PORT": str(free_port())}
+    """Behind a proxy, which gRPC would ask for JAX's coordinator, on this node too: the ranks hung."""
+    behind_proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "no_grpc_proxy": ""}  # nobody answers there
+    clean = without_starter() | {"MASTER_PORT": str(free_port()), **behind_proxy}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(package=package)],
@@ -61,7 +63,11 @@ def test_rank_is_read_from_what_the_starter_sets(starter, package):
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=60)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [line.splitlines()[-1] for line in said] == ["0 2 0", "1 2 1"]
 
 
