@@ -1,24 +1,24 @@
 """Megatron's attention: y = (softmax(q k^T / sqrt(E)) v) w_o + b_o, with q = x w_q + b_q, k = x w_k + b_k, v likewise.
 
     B batch   S, T sequence (of queries, of keys)   D features   tp devices on the axis "tp"
-    H heads   K heads of keys and values (K = H: multi-head; K < H: grouped-query)   G = H/K   E features of a head
+    H heads   K key and value heads (K = H: multi-head; K < H: grouped-query)   G = H/K   E features per head
 
     x_BSD per device           [B, S, D]
     w_q per device             [D, H/tp*E]
-    w_k, w_v per device        [D, K/tp*E]     query head h reads head h//G of the keys: its own device's
+    w_k, w_v per device        [D, K/tp*E]     query head h reads key head h//G, which is on its device
     scores_KBGST per device    [K/tp, B, G, S, T]
     w_o per device             [H/tp*E, D]
     y_BSD per device           [B, S, D]
     forward                    all-reduce y_BSD
-    backward                   all-reduce dx_BSD, once: dq w_q^T + dk w_k^T + dv w_v^T is summed before it is sent
+    backward                   all-reduce dx_BSD once: dq w_q^T + dk w_k^T + dv w_v^T is summed on each device first
 
-Under the plan `sequence_parallel` x and y are [B, S/tp, D] a device; x is gathered once and y is reduce-scattered, and
-backward the other way round; the bias of o, which each device adds to its own tokens, has its gradient all-reduced.
+Under the plan `sequence_parallel`, x and y are [B, S/tp, D] per device: x is gathered once and y is reduce-scattered,
+and the reverse in the backward pass. Each device adds the bias of o to its own tokens, so its gradient is all-reduced.
 
-Heads are what is sharded: whole heads, each as independent of the others as the features of the MLP are. So tp must
-divide K; for less keys than devices see `replicated_kv.py`, for q, k, v in one weight `fused_attention.py`.
-Of the probabilities, where there is a `step`, each device drops those of its own heads out (dropout.py).
-The softmax, its scaling and RoPE are computed in float32 for bfloat16; the products take and give bfloat16.
+Whole heads are sharded; they are as independent of each other as the hidden features of the MLP. So tp must divide K.
+For fewer key heads than devices see `replicated_kv.py`; for q, k, v in one weight, `fused_attention.py`.
+Given a `step`, each device applies dropout to the probabilities of its own heads (dropout.py).
+The softmax, its scaling and RoPE are computed in float32 for bfloat16; the matrix products take and return bfloat16.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, figure 3b; GQA, https://arxiv.org/abs/2305.13245.
 """
@@ -71,17 +71,17 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Heads:
-    """What the shapes of the weights do not say."""
+    """The hyperparameters that do not follow from the shapes of the weights."""
 
     size: int  # E
-    group: int  # G, query heads that read the same keys
-    causal: bool  # a query sees no later key
+    group: int  # G, query heads per key head
+    causal: bool  # queries do not see later keys
     rope_theta: float | None  # None: no rotary embedding
-    draw: Draw | None = None  # what is dropped out of the probabilities
+    draw: Draw | None = None  # dropout of the probabilities
 
 
 def check_heads(num_heads: int, num_kv_heads: int, size: int, axis: str = "tp") -> None:
-    """Raises ValueError if the devices cannot have whole heads, each with the keys that it reads."""
+    """Raises ValueError if the heads cannot be sharded whole, each query head together with its key head."""
     if num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}: take a divisor")
     if num_kv_heads % size:
@@ -101,9 +101,9 @@ def attend(
     step: jax.Array | None = None,
     axis: str | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(E)) v for whichever heads are given: q [B, S, H*E]; k, v [B, S, K*E] -> [B, S, H*E].
+    """softmax(q k^T / sqrt(E)) v for the heads given: q [B, S, H*E]; k, v [B, S, K*E] -> [B, S, H*E].
 
-    The sharding of the features goes over to the heads, the outer part of them, and back.
+    The sharding of the features H*E carries over to the outer factor, the heads, and back.
     """
     B, S, E, K = *q.shape[:2], heads.size, k.shape[2] // heads.size
     wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -125,7 +125,7 @@ def attend(
 
 
 class AutoAttention(nnx.Module):
-    """Linears whose parameters carry their shardings; the compiler adds the three parts of dx before it sends them."""
+    """Linears whose parameters carry their shardings; the compiler sums the three parts of dx, then sends."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
         self.plan, self.heads = plan, heads
@@ -135,7 +135,7 @@ class AutoAttention(nnx.Module):
         self.o = AutoRowLinear(mesh, plan.children["o"], child(state, "o"))
 
     def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
-        # Holds for the gradient too: backward this is where the sum of the three partial gradients becomes whole.
+        # The constraint applies to the gradient too: backward, the sum of the three partial gradients is all-reduced.
         x_BSD = with_sharding_constraint(x_BSD, self.plan.children["q"].x)
         return self.o(attend(self.q(x_BSD), self.k(x_BSD), self.v(x_BSD), self.heads, step))
 
@@ -144,7 +144,7 @@ class AutoAttention(nnx.Module):
 
 
 class TypedAttention(nnx.Module):
-    """The type of the heads of q, k, v is K@tp from the projections to the last product."""
+    """q, k, v keep the type K@tp of their heads from the projections to the last product."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
         self.heads = heads
@@ -164,7 +164,7 @@ class TypedAttention(nnx.Module):
 
 
 class ManualAttention(nnx.Module):
-    """Per-device code for the whole layer: f at its entrance, g at its exit, or their counterparts for shards of S."""
+    """Per-device code for the whole layer: f at the input, g at the output, or their sequence-parallel counterparts."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
         self.plan, self.heads = plan, heads
@@ -199,7 +199,7 @@ class ManualAttention(nnx.Module):
         q = linear(x, w_q, b_q)  # [B, S, H/tp*E]
         k, v = linear(x, w_k, b_k), linear(x, w_v, b_v)  # [B, S, K/tp*E]
         y = attend(q, k, v, self.heads, step, "tp")  # [B, S, H/tp*E]
-        y = linear(y, w_o)  # [B, S, D], a part of the sum
+        y = linear(y, w_o)  # [B, S, D], partial
         if self.plan.y == SEQUENCE_SHARDED:
             y = reduce_scatter_to_sp(y, "tp", dim=1)  # [B, S/tp, D]
             return y if b_o is None else y + copy_to_tp(b_o, "tp")
@@ -232,7 +232,7 @@ def build(
 ) -> nnx.Module:
     """The layer in one of the three styles; `state`: the global q.w [D, H*E], k.w, v.w [D, K*E], o.w [H*E, D], biases.
 
-    drop_rate: of what is dropped out of the probabilities where there is a `step`; seed, layer: its key.
+    drop_rate: of the dropout on the probabilities, active when a `step` is given; seed, layer: its key.
     Raises ValueError if tp does not divide the heads, and as `make_draw` does.
     """
     check_plan(plan, PLANS)

@@ -1,4 +1,4 @@
-"""The collectives of 1D tensor parallelism, each with its transpose: what runs backward when it runs forward.
+"""The collectives of 1D tensor parallelism, each with its transpose, which runs in the backward pass.
 
     forward                 backward            Megatron-LM's name
     copy_to_tp              all-reduce          f
@@ -9,9 +9,9 @@
     gather_from_sp          reduce-scatter      gather_from_sequence_parallel_region
     reduce_scatter_to_sp    all-gather          reduce_scatter_to_sequence_parallel_region
 
-All work on per-device arrays, inside `shard_map`. A value is *invariant* (replicated) when every device of the axis
-holds the same and *varying* when each holds its own. `shard_map` keeps this in the type of each value (check_vma), and
-the transposes follow from it: the transpose of invariant -> varying is a sum over the axis.
+All operate on per-device arrays, inside `shard_map`. A value is *invariant* (replicated) if every device of the axis
+holds the same value and *varying* if each holds its own. `shard_map` tracks this in the type of each value (check_vma).
+The transposes follow from this: the transpose of invariant -> varying is a sum over the axis.
 `axis` is the name of the mesh axis.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, and 2205.05198, section 4.2.2;
@@ -29,7 +29,7 @@ from jax import lax
 
 
 def map_shards(body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`jax.shard_map` over all axes; the body itself where they are manual already, inside another (`hybrid.py`)."""
+    """`jax.shard_map` over all axes; the body itself inside an outer shard_map (`hybrid.py`)."""
     mesh = jax.sharding.get_abstract_mesh()
     if set(mesh.manual_axes) == set(mesh.axis_names):
         return body
@@ -37,28 +37,28 @@ def map_shards(body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
 
 
 def copy_to_tp(x: jax.Array, axis: str) -> jax.Array:
-    """Invariant -> varying: nothing forward; all-reduce of the gradient backward (payload: x)."""
+    """Invariant -> varying: no-op forward; all-reduce of the gradient backward (payload: x)."""
     return lax.pcast(x, axis, to="varying")
 
 
 def reduce_from_tp(x: jax.Array, axis: str) -> jax.Array:
-    """Varying -> invariant: all-reduce forward (payload: x); nothing backward."""
+    """Varying -> invariant: all-reduce forward (payload: x); no-op backward."""
     return lax.psum(x, axis)
 
 
 def max_over_tp(x: jax.Array, axis: str) -> jax.Array:
-    """Varying -> invariant: all-reduce of maxima forward (payload: x); x must be detached, there is no gradient."""
+    """Varying -> invariant: all-reduce with max forward (payload: x). Not differentiable: x must be detached."""
     return lax.pmax(x, axis)
 
 
 def gather_from_tp(x: jax.Array, axis: str, dim: int) -> jax.Array:
-    """Varying -> invariant: all-gather along `dim` forward (payload: the gathered x); own part of the gradient."""
+    """Varying -> invariant: all-gather along `dim` forward (payload: the gathered x); a slice of the gradient."""
     return lax.all_gather(x, axis, axis=dim, tiled=True, to="invarying")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def split_to_tp(x: jax.Array, axis: str, dim: int) -> jax.Array:
-    """Invariant -> varying: own part along `dim` forward; all-gather of the gradient backward (payload: x).
+    """Invariant -> varying: a slice along `dim` forward; all-gather of the gradient backward (payload: x).
 
     JAX's own transpose of a slice at `axis_index` is an all-reduce of zero-padded parts, twice the bytes.
     """
@@ -80,7 +80,7 @@ split_to_tp.defvjp(_split_forward, _split_backward)
 def gather_from_sp(x: jax.Array, axis: str, dim: int) -> jax.Array:
     """Varying -> varying: all-gather along `dim` forward, reduce-scatter of the gradient backward (payload: all of x).
 
-    Unlike gather_from_tp each device goes on differently from the gathered x, so that their gradients add up.
+    Unlike after gather_from_tp, each device uses the gathered x in a different computation, so their gradients add up.
     """
     return lax.all_gather(x, axis, axis=dim, tiled=True)
 

@@ -1,18 +1,18 @@
-"""Vocab-parallel cross entropy of logits that are never gathered: the mean over tokens of -log softmax(x)[label].
+"""Vocab-parallel cross entropy without gathering the logits: the mean over tokens of -log softmax(x)[label].
 
     B batch   S sequence   V logits   N ids, N <= V   tp devices on the axis "tp"
 
     x_BSV per device       [B, S, V/tp]   logits
     labels_BS per device   [B, S]         int64: no gradient
-    y                      []             float32 for bfloat16 logits, as everything inside
+    y                      []             float32 for bfloat16 logits, as are all intermediate values
 
-    z = x - m              m = max_v x, of which the gradient is not needed: y does not depend on m
+    z = x - m              m = max_v x, which needs no gradient: y does not depend on m
     loss_BS                log Σ_v exp(z_v) - Σ_v w_v z_v,    w = (1 - e) [v = label] + e / N   with smoothing e
-    y                      Σ loss / number of labels, without the tokens whose label is `ignore_index`
+    y                      Σ loss / number of labels, over the tokens whose label is not `ignore_index`
     forward                all-reduce max m_BS, all-reduce Σ exp_BS, all-reduce Σ w z_BS
-    backward               no collective: dx = (softmax(x) - w) dy / number, and each device has its own logits' part
+    backward               no collective: dx = (softmax(x) - w) dy / number of labels, for this device's logits
 
-The logits from N on belong to the rows that pad the vocabulary: no id, so none of the sums contain them.
+The logits from N on belong to the rows that pad the vocabulary and are left out of every sum.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; label smoothing: https://arxiv.org/abs/1512.00567.
 """
@@ -37,13 +37,13 @@ PLANS = {
     "vocab_parallel": Plan(x=P(None, None, "tp"), y=P(), inputs={"labels": P(None, None)}),
 }
 
-IGNORED = -100  # the label of a token that does not count, unless told otherwise
+IGNORED = -100  # the default label of tokens that do not count
 
 
 def check_inputs(
     inputs: Mapping[str, np.ndarray], num_ids: int, ignore_index: int = IGNORED, label_smoothing: float = 0.0
 ) -> None:
-    """Refuse labels outside the vocabulary, and none but ignored ones (ValueError), before they are placed."""
+    """Raises ValueError for labels outside the vocabulary or if all are ignored; runs before they are placed."""
     labels = inputs["labels"]
     check_ids("labels", labels, num_ids, ignore_index)
     if np.all(labels == ignore_index):
@@ -58,7 +58,7 @@ class CrossEntropy(nnx.Module):
         self.num_ids, self.ignore_index, self.label_smoothing = num_ids, ignore_index, label_smoothing
 
     def mean(self, loss_BS: jax.Array, labels_BS: jax.Array) -> jax.Array:
-        """Over the tokens whose label counts."""
+        """The mean over the tokens whose label is not ignored."""
         counts = labels_BS != self.ignore_index
         return jnp.where(counts, loss_BS, 0).sum() / counts.sum(dtype=loss_BS.dtype)
 
@@ -67,7 +67,7 @@ class CrossEntropy(nnx.Module):
 
 
 class TypedCrossEntropy(CrossEntropy):
-    """A maximum or a sum over sharded logits is an all-reduce: nothing needs to be said."""
+    """A max or a sum over sharded logits is an all-reduce; no annotation is needed."""
 
     def __call__(self, x_BSV: jax.Array, labels_BS: jax.Array) -> jax.Array:
         x_BSV = x_BSV.astype(jnp.promote_types(x_BSV.dtype, jnp.float32))
@@ -76,7 +76,7 @@ class TypedCrossEntropy(CrossEntropy):
         m_BS1 = jnp.where(is_id, stop_gradient(x_BSV), -jnp.inf).max(-1, keepdims=True)
         z_BSV = jnp.where(is_id, x_BSV - m_BS1, -jnp.inf)
         log_sum_BS = jnp.log(jnp.exp(z_BSV).sum(-1))
-        # A masked sum: XLA would as well look the label up, but the type of a lookup in sharded logits is ambiguous.
+        # A masked sum: XLA could also look the label up, but the type of a lookup in sharded logits is ambiguous.
         part_BSV = jnp.where(ids_V == labels_BS[..., None], (1 - self.label_smoothing) * z_BSV, 0)
         if self.label_smoothing:
             part_BSV = part_BSV + jnp.where(is_id, self.label_smoothing / self.num_ids * z_BSV, 0)
@@ -88,7 +88,7 @@ class TypedCrossEntropy(CrossEntropy):
 
 
 class AutoCrossEntropy(TypedCrossEntropy):
-    """The same formula: the compiler sees sums over sharded logits, and inserts the all-reduces."""
+    """The same formula; the compiler sees sums over sharded logits and inserts the all-reduces."""
 
     def __call__(self, x_BSV: jax.Array, labels_BS: jax.Array) -> jax.Array:
         return super().__call__(with_sharding_constraint(x_BSV, self.plan.x), labels_BS)
@@ -98,7 +98,7 @@ class AutoCrossEntropy(TypedCrossEntropy):
 
 
 def token_losses(x: jax.Array, labels: jax.Array, axis: str, num_ids: int, label_smoothing: float) -> jax.Array:
-    """The loss of every token on each device of the axis, from the own logits: [B, S, V/tp], [B, S] -> [B, S]."""
+    """The loss of every token, from this device's logits; replicated: [B, S, V/tp], [B, S] -> [B, S]."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # [B, S, V/tp]
     num_own = x.shape[-1]
     ids = axis_index(axis) * num_own + jnp.arange(num_own)
@@ -113,7 +113,7 @@ def token_losses(x: jax.Array, labels: jax.Array, axis: str, num_ids: int, label
 
 
 class ManualCrossEntropy(CrossEntropy):
-    """`body` is the code of one device, on its own logits."""
+    """`body` is the per-device code, on this device's logits."""
 
     def __call__(self, x_BSV: jax.Array, labels_BS: jax.Array) -> jax.Array:
         per_device = map_shards(
@@ -132,7 +132,7 @@ STYLES = {"auto": AutoCrossEntropy, "typed": TypedCrossEntropy, "manual": Manual
 
 
 def check_smoothing(label_smoothing: float) -> None:
-    """Refuse (ValueError) a label smoothing outside [0, 1)."""
+    """Raises ValueError for a label smoothing outside [0, 1)."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing={label_smoothing}: expected 0 <= label_smoothing < 1")
 

@@ -9,13 +9,13 @@
     forward              all-reduce y_BSD     reduce-scatter y_BSD
     backward             no collective        all-gather dy_BSD
 
-Each device looks up the ids that it has rows for, and adds 0 for others. Backward it needs the gradient of all tokens,
-of which it keeps what belongs to its rows.
+Each device looks up the ids whose rows it holds and contributes 0 for the others. In the backward pass it needs the
+gradient of all tokens, and uses those whose ids fall into its rows.
 
-A vocabulary that tp does not divide (50257) is padded: V is a multiple of tp, the rows from N on are zero, no id
-reaches them, and their gradient is zero. The parameter is the padded table; pad once, to a multiple of every tp in
-question (Megatron: 128), and it is the same parameter at every tp. Ids outside the N are refused on the host, by
-`check_ids`: on the devices PyTorch would raise (eagerly), JAX would return NaN, and a masked lookup 0.
+A vocabulary size that tp does not divide (50257) is padded: V is a multiple of tp, and the rows from N on are zero, are
+never looked up, and have a zero gradient. The parameter is the padded table: pad once, to a multiple of every tp in
+question (Megatron-LM: 128), and it is the same parameter at every tp. Ids outside [0, N) are rejected on the host, by
+`check_ids`; on the devices PyTorch would raise (eagerly), JAX would return NaN, and a masked lookup would return 0.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -45,13 +45,13 @@ PLANS = {
 
 
 def pad_rows(table_ND: np.ndarray, multiple: int) -> np.ndarray:
-    """The table [V, D] with zero rows appended; V is the next multiple: 50257 ids and multiple=128 give 50304 rows."""
+    """The table with zero rows appended, up to a multiple of `multiple`: 50257 ids and multiple=128 give 50304 rows."""
     num_missing = -len(table_ND) % multiple
     return np.concatenate([table_ND, np.zeros((num_missing, *table_ND.shape[1:]), table_ND.dtype)])
 
 
 def check_ids(name: str, ids: np.ndarray, num_ids: int, ignored: int | None = None) -> None:
-    """Refuse ids outside [0, num_ids) other than `ignored`: ValueError that says which and where."""
+    """Raises ValueError, with the id and its position, for an id outside [0, num_ids) that is not `ignored`."""
     outside = ((ids < 0) | (ids >= num_ids)) & (ids != ignored)
     if outside.any():
         where = tuple(map(int, np.argwhere(outside)[0]))
@@ -60,12 +60,12 @@ def check_ids(name: str, ids: np.ndarray, num_ids: int, ignored: int | None = No
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int) -> None:
-    """Refuse ids outside the vocabulary (ValueError), on the host, before they are placed."""
+    """Raises ValueError for ids outside the vocabulary; runs on the host, before the ids are placed."""
     check_ids("x", inputs["x"], num_ids)
 
 
 def check_rows(mesh: Mesh, table: np.ndarray | jax.ShapeDtypeStruct, axis: str = "tp") -> None:
-    """Refuse a table whose rows the axis does not divide: ValueError that says how many would do."""
+    """Raises ValueError, with a number of rows that would work, if the axis does not divide the rows of the table."""
     num_rows, size = table.shape[0], mesh.shape[axis]
     if num_rows % size:
         problem = f"{axis}={size} does not divide the {num_rows} rows of the table"
@@ -73,13 +73,13 @@ def check_rows(mesh: Mesh, table: np.ndarray | jax.ShapeDtypeStruct, axis: str =
 
 
 def check_size(table: np.ndarray | jax.ShapeDtypeStruct, num_ids: int) -> None:
-    """Refuse a table with fewer rows than ids: ValueError."""
+    """Raises ValueError for a table with fewer rows than ids."""
     if num_ids > table.shape[0]:
         raise ValueError(f"the table has {table.shape[0]} rows, fewer than the {num_ids} ids")
 
 
 def check_tokens(num_tokens: int, tp: int) -> None:
-    """Refuse a sequence that sequence parallelism cannot cut: ValueError that says which lengths would do."""
+    """Raises ValueError, with lengths that would work, for a sequence that sequence parallelism cannot shard."""
     if num_tokens % tp:
         below = num_tokens // tp * tp
         fits = " or ".join(str(size) for size in (below, below + tp) if size)
@@ -108,8 +108,8 @@ class ShardedEmbedding(nnx.Embed):
 class AutoEmbedding(ShardedEmbedding):
     """The compiler sees a lookup in a table with sharded rows: it masks, and inserts the all-reduce.
 
-    With a slice of it behind, for the own tokens, that becomes a reduce-scatter. Flax's own forward would write NaN for
-    ids outside the table in between; and without the first constraint the ids are shared out too, and gathered again.
+    Followed by the constraint to this device's tokens, that becomes a reduce-scatter. Flax's own forward would write
+    NaN for ids outside the table; and without the first constraint the ids are sharded too and then gathered again.
     """
 
     def __call__(self, x_BS: jax.Array) -> jax.Array:
@@ -123,9 +123,9 @@ class AutoEmbedding(ShardedEmbedding):
 
 
 class TypedEmbedding(ShardedEmbedding):
-    """A lookup in a table with sharded rows is ambiguous: `out_sharding` asks for the whole sum, an all-reduce.
+    """The sharding of a lookup in sharded rows is ambiguous: `out_sharding` asks for the sum, by an all-reduce.
 
-    With the slice for the own tokens that is a reduce-scatter. Asked for own tokens, XLA gathers ids as well.
+    With the reshard to this device's tokens it becomes a reduce-scatter. Asked for that directly, XLA gathers ids too.
     """
 
     def __call__(self, x_BS: jax.Array) -> jax.Array:
@@ -139,7 +139,10 @@ class TypedEmbedding(ShardedEmbedding):
 
 
 def masked_rows(ids: jax.Array, table: jax.Array, first: int | jax.Array) -> jax.Array:
-    """The row of each id where the table has it, from id `first` on, else 0; [B, S], [V/tp, D] -> [B, S, D]."""
+    """The row of each id if this shard of the table, which starts at id `first`, has it, else 0.
+
+    [B, S], [V/tp, D] -> [B, S, D]
+    """
     own = ids - first
     is_own = (own >= 0) & (own < table.shape[0])  # [B, S]
     rows = table[jnp.where(is_own, own, 0)]
@@ -147,12 +150,12 @@ def masked_rows(ids: jax.Array, table: jax.Array, first: int | jax.Array) -> jax
 
 
 def masked_lookup(ids: jax.Array, table: jax.Array, axis: str) -> jax.Array:
-    """table[ids] where the id is one of the own rows, else 0; [B, S], [V/tp, D] -> [B, S, D], a part of the sum."""
+    """table[ids] for ids in this device's rows, else 0: [B, S], [V/tp, D] -> [B, S, D], partial."""
     return masked_rows(ids, table, axis_index(axis) * table.shape[0])
 
 
 class ManualEmbedding(ShardedEmbedding):
-    """Masked lookup, then g, or its counterpart for shards of S."""
+    """Masked lookup, then g or its sequence-parallel counterpart."""
 
     def __call__(self, x_BS: jax.Array) -> jax.Array:
         per_device = map_shards(
@@ -177,9 +180,9 @@ STYLES = {"auto": AutoEmbedding, "typed": TypedEmbedding, "manual": ManualEmbedd
 
 
 def build(mesh: Mesh, style: str, plan: Plan, state: State, num_ids: int) -> nnx.Module:
-    """The layer in one of the three styles; `state` holds the global table [V, D], of which num_ids rows are ids.
+    """The layer in one of the three styles; `state` holds the global table [V, D], whose first num_ids rows are used.
 
-    Raises ValueError for a table that is smaller than num_ids, or that tp does not divide.
+    Raises ValueError for a table with fewer rows than num_ids, or whose rows tp does not divide.
     """
     check_plan(plan, PLANS)
     check_state(state, SHAPES)

@@ -1,15 +1,15 @@
-"""Megatron's attention with q, k, v in one weight: one product [q | k | v] = x w_qkv + b_qkv, then as in attention.py.
+"""Megatron's attention with q, k, v in one weight: [q | k | v] = x w_qkv + b_qkv, then as in attention.py.
 
-    B batch   S sequence   D features   H heads   K heads of keys and values   G = H/K   E features of a head
+    B batch   S sequence   D features   H heads   K key and value heads   G = H/K   E features per head
 
-                        the columns of w_qkv in memory                       a device has
+                        the columns of w_qkv in memory                       per device
     contiguous          all of q, then all of k, then all of v (K = H)      [D, 3, H/tp*E]
     per_head            for each of the K: its G heads of q, one k, one v    [D, K/tp*(G+2)*E]
 
-Which one it is decides what may be cut. Per head (Megatron-LM's order) the columns of a device lie together, and any
-column-parallel linear is right. Contiguous columns cut into tp equal parts, the first device would have only q: so the
-weight is seen as three matrices, [D, 3, H*E], each cut into its heads. A compiler that is told of the naive cut gives
-right numbers, but sends q, k, v to where they belong.
+The order decides how the weight may be sharded. In per-head order (Megatron-LM's) the columns of a device are adjacent,
+so an ordinary column-parallel linear is correct. If contiguous columns were split into tp equal parts, the first device
+would hold only q; so the weight is viewed as three matrices, [D, 3, H*E], each sharded by heads. A compiler that is
+given the naive sharding computes the right numbers, but has to send q, k and v to the devices where they belong.
 
     forward             all-reduce y_BSD
     backward            all-reduce dx_BSD
@@ -47,7 +47,7 @@ PLANS = {
 
 
 def is_contiguous(plan: Plan) -> bool:
-    """Whether all of q comes before all of k."""
+    """Whether the columns are contiguous: all of q, then all of k, then all of v."""
     return plan.children["qkv"] is PACKED_COLUMN
 
 
@@ -64,7 +64,7 @@ def split_qkv(qkv: jax.Array, heads: Heads) -> tuple[jax.Array, ...]:
 
 
 class AutoFusedAttention(nnx.Module):
-    """Whole heads on each device before and after `split_qkv`: the compiler has nothing to send in between."""
+    """Heads are whole on each device before and after `split_qkv`, so the compiler sends nothing in between."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
         self.heads = heads
@@ -80,7 +80,7 @@ class AutoFusedAttention(nnx.Module):
 
 
 class TypedFusedAttention(nnx.Module):
-    """Packed weights [D, 3, H*E@tp] give a product [B, S, 3, H*E@tp], a single weight [D, N@tp] one [B, S, N@tp]."""
+    """A packed weight [D, 3, H*E@tp] gives a product [B, S, 3, H*E@tp]; a single weight [D, N@tp] one [B, S, N@tp]."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
         self.plan, self.heads = plan, heads
@@ -99,7 +99,7 @@ class TypedFusedAttention(nnx.Module):
 
 
 class ManualFusedAttention(nnx.Module):
-    """Per-device code for the whole layer: f at its entrance, g at its exit."""
+    """Per-device code for the whole layer: f at the input, g at the output."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
         self.plan, self.heads = plan, heads

@@ -9,18 +9,18 @@
     forward           no collective                              all-reduce y_BSF
     backward          all-reduce dx_BSD                          no collective
 
-Under sequence parallelism x and y outside the pair are sharded on S, [B, S/tp, ...]: an all-reduce is split into the
-reduce-scatter and the all-gather that it is made of, at the same bytes on the wire.
+Under sequence parallelism the input and output of the column-row pair are sharded on S, [B, S/tp, ...]. Each all-reduce
+becomes a reduce-scatter and an all-gather, with the same number of bytes on the wire.
 
                       column_sequence_parallel                   row_sequence_parallel
     forward           all-gather x_BSD                           reduce-scatter y_BSF
     backward          reduce-scatter dx_BSD                      all-gather dy_BSF, all-reduce db_F
 
-The gathered x is saved for the gradient of w, not gathered again in backward. A row-parallel bias is added to the own
-tokens, so its gradient is a part of a sum over all tokens.
+The gathered x is saved for the gradient of w rather than gathered again in the backward pass. Each device adds a
+row-parallel bias to its own tokens only, so db is a partial sum over tokens and must be all-reduced.
 
 `gather_output` appends an all-gather of y to the column-parallel layer; `split_input` prepends a split of x to the
-row-parallel one (whose transpose gathers dx). The bias of a row-parallel layer is added once, after the sum.
+row-parallel layer (its transpose gathers dx). The bias of a row-parallel layer is added once, after the reduction.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -101,7 +101,7 @@ def linear(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> jax.Array:
 
 
 class AutoColumnLinear(ShardedLinear):
-    """The compiler shards the computation; without these constraints it may gather w, if w is smaller than x or y."""
+    """The compiler shards the computation; without these constraints it may gather w where w is smaller than x or y."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         batch = self.plan.x[0]  # the axis that shards the batch, if one does: hybrid.py
@@ -112,7 +112,7 @@ class AutoColumnLinear(ShardedLinear):
 
 
 class AutoRowLinear(ShardedLinear):
-    """The compiler sees a product over a sharded D and a y that is to be replicated: it inserts the all-reduce."""
+    """The compiler sees a product over a sharded D whose result must be replicated, and inserts the all-reduce."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         x_BSD = with_sharding_constraint(x_BSD, P(self.plan.y[0], None, "tp"))
@@ -123,7 +123,7 @@ class AutoRowLinear(ShardedLinear):
 
 
 class TypedColumnLinear(ShardedLinear):
-    """The product of a replicated x and a column-sharded w has the type [B, S, F@tp]: nothing is sent."""
+    """The product of a replicated x and a column-sharded w has the type [B, S, F@tp]; nothing is sent."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         if self.plan.x == SEQUENCE_SHARDED:
@@ -133,7 +133,7 @@ class TypedColumnLinear(ShardedLinear):
 
 
 class TypedRowLinear(ShardedLinear):
-    """The product over a sharded D is ambiguous: `out_sharding` asks for the whole sum, which is an all-reduce."""
+    """The sharding of a product over a sharded D is ambiguous: `out_sharding` asks for the sum, by an all-reduce."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         x_BSD = reshard(x_BSD, FEATURES_SHARDED)
@@ -144,7 +144,7 @@ class TypedRowLinear(ShardedLinear):
 
 
 class ManualLinear(ShardedLinear):
-    """`body` is the code of one device, on the shards that the plan gives it."""
+    """`body` is the per-device code; it sees the shards that the plan assigns to the device."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         per_device = map_shards(
@@ -156,11 +156,11 @@ class ManualLinear(ShardedLinear):
 
     @abstractmethod
     def body(self, x: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
-        """y from x; the shapes of the shards are in the comments of the subclasses."""
+        """Compute this device's y from its x; the subclasses' comments give the shapes of the shards."""
 
 
 class ManualColumnLinear(ManualLinear):
-    """f, then the product with the own columns of w."""
+    """f, then the product with this device's columns of w."""
 
     def body(self, x: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
         x = gather_from_sp(x, "tp", dim=1) if self.plan.x == SEQUENCE_SHARDED else copy_to_tp(x, "tp")  # [B, S, D]
@@ -169,11 +169,11 @@ class ManualColumnLinear(ManualLinear):
 
 
 class ManualRowLinear(ManualLinear):
-    """The product with the own rows of w, then g; the bias after it, else it would be added tp times."""
+    """The product with this device's rows of w, then g. The bias comes last, or it would be added tp times."""
 
     def body(self, x: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
         x = x if self.plan.x == FEATURES_SHARDED else split_to_tp(x, "tp", dim=2)  # [B, S, D/tp]
-        y = linear(x, w)  # [B, S, F], a part of the sum
+        y = linear(x, w)  # [B, S, F], partial
         if self.plan.y == SEQUENCE_SHARDED:
             y = reduce_scatter_to_sp(y, "tp", dim=1)  # [B, S/tp, F]
             return y if b is None else y + copy_to_tp(b, "tp")

@@ -11,10 +11,10 @@
     forward                all-reduce y_BSD      all-gather x_BSD, reduce-scatter y_BSD
     backward               all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
 
-Column then row is the pair that needs no collective in between: the hidden features stay where they are, and the
-activation is elementwise, so that each device applies it to its own features, and drops its own out of
-them. The gathered x is saved for the gradient of w_up, at [B, S, D] of memory; Megatron-LM saves its shard and gathers
-it again in backward.
+A column-parallel linear followed by a row-parallel one needs no collective in between: the hidden features stay where
+they are, and the activation and its dropout are elementwise, so that each device applies them to its own features.
+The gathered x, [B, S, D], is saved for the gradient of w_up; Megatron-LM saves the shard and gathers it again in the
+backward pass.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, figure 3a; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2, figure 6.
@@ -63,7 +63,7 @@ PLANS = {
     ),
 }
 
-# JAX's GELU is the tanh approximation by default, PyTorch's the exact one: always say which.
+# GELU is the tanh approximation by default in JAX and exact in PyTorch: always say which.
 ACTIVATIONS = {
     "gelu_erf": partial(gelu, approximate=False),
     "gelu_tanh": partial(gelu, approximate=True),
@@ -83,7 +83,7 @@ class AutoMlp(nnx.Module):
         self.plan, self.act, self.draw = plan, ACTIVATIONS[activation], draw
 
     def __call__(self, x_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:
-        # Holds for the gradient too: backward this is where the sum of the partial gradients of x becomes whole.
+        # The constraint applies to the gradient too: backward, the partial gradients of x are all-reduced.
         x_BSD = with_sharding_constraint(x_BSD, self.plan.x)
         return self.down(dropout(self.act(self.up(x_BSD)), step, self.draw))
 
@@ -92,9 +92,9 @@ class AutoMlp(nnx.Module):
 
 
 class TypedMlp(nnx.Module):
-    """The activation of an array of type [B, S, F@tp] has that type again: nothing needs to be said in between.
+    """An elementwise activation keeps the type [B, S, F@tp], so nothing is resharded in between.
 
-    Nor of x: the gradient of a replicated x has its type, so it is made whole where it arises.
+    Nor for x: the gradient of a replicated x must be replicated too, so it is all-reduced where it is computed.
     """
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, activation: str, draw: Draw | None) -> None:
@@ -110,7 +110,7 @@ class TypedMlp(nnx.Module):
 
 
 class ManualMlp(nnx.Module):
-    """Per-device code for the whole MLP: f at its entrance, g at its exit, or their counterparts for shards of S."""
+    """Per-device code for the whole MLP: f at the input, g at the output, or their sequence-parallel counterparts."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, activation: str, draw: Draw | None) -> None:
         self.plan = plan
@@ -138,7 +138,7 @@ class ManualMlp(nnx.Module):
         x = gather_from_sp(x, "tp", dim=1) if self.plan.x == SEQUENCE_SHARDED else copy_to_tp(x, "tp")  # [B, S, D]
         h = self.act(linear(x, w_up, b_up))  # [B, S, F/tp]
         h = dropout(h, step, self.draw, 2, "tp")
-        y = linear(h, w_down)  # [B, S, D], a part of the sum
+        y = linear(h, w_down)  # [B, S, D], partial
         if self.plan.y == SEQUENCE_SHARDED:
             y = reduce_scatter_to_sp(y, "tp", dim=1)  # [B, S/tp, D]
             return y if b_down is None else y + copy_to_tp(b_down, "tp")
@@ -164,7 +164,7 @@ def build(
 ) -> nnx.Module:
     """The MLP in one of the three styles; `state`: the global up.w [D, F], down.w [F, D], any biases.
 
-    drop_rate: of what is dropped out of the activations where there is a `step`; seed, layer: its key.
+    drop_rate: of the dropout on the hidden activations, active when a `step` is given; seed, layer: its key.
     Raises ValueError as `make_draw` does.
     """
     check_plan(plan, PLANS)

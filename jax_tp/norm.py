@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm over the features: y = (x - mean) / sqrt(var + eps) * scale + b, each token by itself.
+"""Layer norm and RMS norm over the features of each token: y = (x - mean) / sqrt(var + eps) * scale + b.
 
     B batch   S sequence   D features   tp devices on the axis "tp"
 
@@ -9,9 +9,9 @@
     forward            no collective  no collective
     backward           no collective  all-reduce dscale_D, all-reduce db_D
 
-Layer norm: mean and var = mean((x - mean)²) over the D features of a token. RMS norm: the mean is taken as 0, no b.
-Under sequence parallelism a device sees its own tokens only, so its gradient of scale is a part of a sum over all
-tokens. Nothing fails if that sum is forgotten: the copies of scale drift apart.
+Layer norm: mean and var = mean((x - mean)²) over the D features of a token. RMS norm: the same with mean 0 and no b.
+Under sequence parallelism each device sees only its own tokens, so its gradient of scale is a partial sum over tokens.
+If the all-reduce is forgotten nothing fails; the copies of scale drift apart.
 
 Sources: Ba et al., https://arxiv.org/abs/1607.06450; Zhang & Sennrich, https://arxiv.org/abs/1910.07467; sequence
 parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -91,7 +91,7 @@ class AutoLayerNorm(nnx.LayerNorm):
 
 
 class AutoRmsNorm(nnx.RMSNorm):
-    """The same; without `epsilon` Flax would take 1e-6, PyTorch the machine epsilon of x's dtype."""
+    """The same for RMS norm; without `epsilon` Flax would use 1e-6, PyTorch the machine epsilon of x's dtype."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, kind: str, eps: float) -> None:
         self.plan = plan
@@ -111,8 +111,8 @@ class AutoRmsNorm(nnx.RMSNorm):
 
 
 class TypedNorm(ShardedNorm):
-    """A token is whole on its device, so y has the type of x. The gradient of a replicated parameter has the type of
-    the parameter: the sum over tokens of type [B, S@tp, D] becomes an all-reduce.
+    """Each token is whole on its device, so y has the type of x. The gradient of a replicated parameter must be
+    replicated too, so the sum over tokens of type [B, S@tp, D] becomes an all-reduce.
     """
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
@@ -125,7 +125,7 @@ class TypedNorm(ShardedNorm):
 
 
 class ManualNorm(ShardedNorm):
-    """Per-device code: f on the parameters, if each device has tokens of its own."""
+    """Per-device code: f on the parameters if the tokens are sharded."""
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         per_device = map_shards(
@@ -155,7 +155,7 @@ STYLES = {
 def build(mesh: Mesh, style: str, plan: Plan, state: State, kind: str, eps: float) -> nnx.Module:
     """The layer in one of the three styles; `state`: scale [D] and, for a layer norm that has one, b [D].
 
-    The default eps differ (PyTorch 1e-5 for layer norm, Flax 1e-6): there is none here.
+    eps has no default, as the frameworks' defaults differ (layer norm: PyTorch 1e-5, Flax 1e-6).
     """
     check_plan(plan, PLANS)
     check_state(state, SHAPES[kind])

@@ -1,20 +1,20 @@
-"""Attention with less heads of keys and values than devices: each head of keys is held by several devices.
+"""Attention with fewer key and value heads than devices: each key head is replicated on several devices.
 
-    B batch   S sequence   D features   H heads   K heads of keys and values   E features of a head
-    kv = K     devices with different keys            the tp = kv * rep devices are a mesh of the axes "kv" and "rep"
-    rep        devices that hold the same keys        (rep = tp / K: tp must be a multiple of K)
+    B batch   S sequence   D features   H heads   K key and value heads   E features per head
+    kv = K     devices with different key heads       the tp = kv * rep devices are a mesh of the axes "kv" and "rep"
+    rep        devices with the same key head         (rep = tp / K: tp must be a multiple of K)
 
     w_q per device       [D, H/(kv*rep)*E]
-    w_k, w_v per device  [D, K/kv*E]            the head that its queries read, the same on the rep devices
+    w_k, w_v per device  [D, K/kv*E]            the head that its queries read, replicated over rep
     y_BSD per device     [B, S, D]
     forward              all-reduce y_BSD over kv and rep
     backward             all-reduce dx_BSD over kv and rep, once
                          all-reduce dw_k, dw_v over rep: D*K/kv*E each (and db_k, db_v: K/kv*E)
 
-The replicas must stay the same: each sees the gradient of its own queries only, so the sum over the replicas is the
-gradient of the weight. Without it nothing fails; the replicas drift apart.
+Each replica computes the gradient from its own queries only; the gradient of the weight is the sum over the replicas.
+If the all-reduce is forgotten nothing fails; the replicas drift apart.
 
-Source: GQA, https://arxiv.org/abs/2305.13245; the replicas are those of vLLM and of Megatron-LM for K < tp.
+Source: GQA, https://arxiv.org/abs/2305.13245; vLLM and Megatron-LM replicate key heads in the same way for K < tp.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PLANS = {"megatron": Plan(x=REPLICATED, y=REPLICATED, children={"q": QUERY, "k":
 
 
 def check_heads(num_heads: int, num_kv_heads: int, kv: int, rep: int) -> None:
-    """Raises ValueError if the devices cannot have whole heads, each with the keys that it reads."""
+    """Raises ValueError if the heads cannot be sharded whole, each query head together with its key head."""
     if num_kv_heads % kv or (kv < num_kv_heads and rep > 1):
         raise ValueError(f"kv={kv}, rep={rep}: with num_kv_heads={num_kv_heads}, kv={num_kv_heads} would work")
     if num_heads % (kv * rep):
@@ -59,9 +59,9 @@ def shape_of_copies(w: jax.Array, size: int, rep: int) -> tuple[tuple[int, ...],
 
 
 class AutoReplicatedKv(nnx.Module):
-    """A copy of the keys' weights for each of the replicas, which has it already: attention with K*rep heads of keys.
+    """Repeats each key head's weight rep times, which sends nothing: attention with K*rep key heads.
 
-    The transpose of copying is the sum over the replicas. Without it the compiler would sum dk and dv, of more bytes.
+    The transpose of repeating is the sum over the replicas. Otherwise the compiler would sum dk and dv, more bytes.
     """
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
@@ -91,7 +91,7 @@ class AutoReplicatedKv(nnx.Module):
 
 
 class TypedReplicatedKv(nnx.Module):
-    """The same, said in types: the transpose of a broadcast along rep is a sum along rep."""
+    """The same with explicit shardings: the transpose of a broadcast along rep is a sum along rep."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
         self.plan, self.heads, self.rep = plan, heads, mesh.shape["rep"]
@@ -121,7 +121,7 @@ class TypedReplicatedKv(nnx.Module):
 
 
 class ManualReplicatedKv(nnx.Module):
-    """Per-device code: f and g over all devices, and f over the replicas for the weights that they share."""
+    """Per-device code: f and g over all devices, and f over the replicas for the weights of keys and values."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads) -> None:
         self.plan, self.heads = plan, heads

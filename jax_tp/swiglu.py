@@ -11,8 +11,8 @@
     forward                         all-reduce y_BSD      all-gather x_BSD, reduce-scatter y_BSD
     backward                        all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
 
-Two products take the same x: their parts of dx are added on each device first, and sent once. Packed, gate and up are
-one product with w_gate_up_D2F, a device has [D, 2, F/tp]: packed.py says why not [D, 2*F/tp].
+Both gate and up read x: each device adds their two contributions to dx before the one all-reduce. Packed, gate and up
+are one product with w_gate_up_D2F, [D, 2, F/tp] per device; packed.py explains why it is not [D, 2*F/tp].
 
 Sources: Shazeer, https://arxiv.org/abs/2002.05202; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence
 parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -42,7 +42,7 @@ from jax_tp.linear import (
 from jax_tp.packed import PACKED_COLUMN, ShardedPackedLinear, linears
 from jax_tp.state import check_plan, check_state
 
-# The layer gathers x for gate and up together: to them it is whole.
+# The layer gathers x once for gate and up, which therefore see an x that is replicated.
 INTO = {"gate": LINEAR["column_parallel"], "up": LINEAR["column_parallel"], "gate_up": PACKED_COLUMN}
 
 PLANS = {
@@ -59,7 +59,7 @@ def is_packed(state: State) -> bool:
 
 
 def gated(gate_BSF: jax.Array, up_BSF: jax.Array) -> jax.Array:
-    """silu(gate) * up: elementwise, each device has its own features."""
+    """silu(gate) * up, elementwise on this device's features."""
     return silu(gate_BSF) * up_BSF
 
 
@@ -67,7 +67,7 @@ def gated(gate_BSF: jax.Array, up_BSF: jax.Array) -> jax.Array:
 
 
 class AutoSwiglu(nnx.Module):
-    """Linears whose parameters carry their shardings; one constraint on x for both, the compiler does the rest."""
+    """Linears whose parameters carry their shardings and one constraint on x for both; the compiler does the rest."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
         self.plan, self.is_packed = plan, is_packed(state)
@@ -91,7 +91,7 @@ class AutoSwiglu(nnx.Module):
 
 
 class TypedSwiglu(nnx.Module):
-    """Whole x is *reduced* over tp: its gradient is then a sum that is not made (unreduced) until it leaves here."""
+    """x is typed `reduced` over tp, so that its gradient stays `unreduced` until both contributions have been added."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
         self.is_packed = is_packed(state)
@@ -114,7 +114,7 @@ class TypedSwiglu(nnx.Module):
 
 
 class ManualSwiglu(nnx.Module):
-    """Per-device code: f once for gate and up, g at the exit, or their counterparts for shards of S."""
+    """Per-device code: f once for gate and up, g at the output, or their sequence-parallel counterparts."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
         self.plan, self.is_packed = plan, is_packed(state)
@@ -142,7 +142,7 @@ class ManualSwiglu(nnx.Module):
             h = gated(gate_up[:, :, 0], gate_up[:, :, 1])  # [B, S, F/tp]
         else:
             h = gated(linear(x, *into[:2]), linear(x, *into[2:]))  # [B, S, F/tp]
-        y = linear(h, w_down)  # [B, S, D], a part of the sum
+        y = linear(h, w_down)  # [B, S, D], partial
         if self.plan.y == SEQUENCE_SHARDED:
             y = reduce_scatter_to_sp(y, "tp", dim=1)  # [B, S/tp, D]
             return y if b_down is None else y + copy_to_tp(b_down, "tp")

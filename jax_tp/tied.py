@@ -10,8 +10,8 @@
     forward              all-reduce h_BSD      reduce-scatter h_BSD, all-gather h_BSD
     backward             all-reduce dh_BSD     reduce-scatter dh_BSD, all-gather dh_BSD
 
-A vocab-parallel embedding is sharded by rows, the head's weight [V, D] by its output features: the same rows. What lies
-between the two (here nothing; in a model its blocks) sees whole features, of all tokens or of its own.
+A vocab-parallel embedding is sharded by rows, and the head's weight [V, D] by its output features: the same rows. What
+lies between the two (here nothing; in a model, its blocks) sees all features of all tokens, or of this device's.
 
 Sources: Press & Wolf, https://arxiv.org/abs/1608.05859; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
 sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -44,7 +44,7 @@ PLANS = {
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int) -> None:
-    """Refuse ids outside the vocabulary (ValueError), on the host, before they are placed."""
+    """Raises ValueError for ids outside the vocabulary; runs on the host, before the ids are placed."""
     check_ids("x", inputs["x"], num_ids)
 
 
@@ -92,7 +92,7 @@ class TypedTied(Tied):
 
 
 class ManualTied(Tied):
-    """Masked lookup and g; then f and the product with the own rows; or the counterparts of g and f for shards of S."""
+    """Masked lookup and g; f and the product with this device's rows; or the sequence-parallel counterparts of g, f."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
         self.plan = plan
@@ -120,9 +120,9 @@ STYLES = {"auto": AutoTied, "typed": TypedTied, "manual": ManualTied}
 
 
 def build(mesh: Mesh, style: str, plan: Plan, state: State, num_ids: int) -> nnx.Module:
-    """The layer in one of the three styles; `state`: the global embed.table [V, D], of which num_ids rows are ids.
+    """The layer in one of the three styles; `state`: the global embed.table [V, D], whose first num_ids rows are used.
 
-    Raises ValueError for a table that is smaller than num_ids, or that tp does not divide.
+    Raises ValueError for a table with fewer rows than num_ids, or whose rows tp does not divide.
     """
     check_plan(plan, PLANS)
     check_state(state, SHAPES)

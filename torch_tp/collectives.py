@@ -1,4 +1,4 @@
-"""The collectives of 1D tensor parallelism, each with its transpose: what runs backward when it runs forward.
+"""The collectives of 1D tensor parallelism, each with its transpose, which runs in the backward pass.
 
     forward                 backward            Megatron-LM's name
     copy_to_tp              all-reduce          f
@@ -9,9 +9,9 @@
     gather_from_sp          reduce-scatter      gather_from_sequence_parallel_region
     reduce_scatter_to_sp    all-gather          reduce_scatter_to_sequence_parallel_region
 
-All work on local tensors, inside `local_map`. A value is *replicated* when every device of the axis holds the same and
-*varying* when each holds its own; the transposes follow from that: a replicated value that is used by varying
-computations gets a gradient that is the sum of what the devices contribute.
+All operate on local tensors, inside `local_map`. A value is *replicated* if every device of the axis holds the same
+value and *varying* if each holds its own. The transposes follow from this: where a replicated value enters varying
+computations, its gradient is the sum of the devices' contributions.
 `axis` is the mesh axis as a one-dimensional DeviceMesh, e.g. `mesh["tp"]`.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, and 2205.05198, section 4.2.2;
@@ -109,34 +109,34 @@ class _ReduceScatterToSp(torch.autograd.Function):
 
 
 def copy_to_tp(x: torch.Tensor, axis: DeviceMesh) -> torch.Tensor:
-    """Replicated -> varying: nothing forward; all-reduce of the gradient backward (payload: x)."""
+    """Replicated -> varying: no-op forward; all-reduce of the gradient backward (payload: x)."""
     return _CopyToTp.apply(x, axis)
 
 
 def reduce_from_tp(x: torch.Tensor, axis: DeviceMesh) -> torch.Tensor:
-    """Varying -> replicated: all-reduce forward (payload: x); nothing backward."""
+    """Varying -> replicated: all-reduce forward (payload: x); no-op backward."""
     return _ReduceFromTp.apply(x, axis)
 
 
 def max_over_tp(x: torch.Tensor, axis: DeviceMesh) -> torch.Tensor:
-    """Varying -> replicated: all-reduce of maxima forward (payload: x); x must be detached, there is no gradient."""
+    """Varying -> replicated: all-reduce with max forward (payload: x). Not differentiable: x must be detached."""
     return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), "max", (axis, 0)))
 
 
 def gather_from_tp(x: torch.Tensor, axis: DeviceMesh, dim: int) -> torch.Tensor:
-    """Varying -> replicated: all-gather along `dim` forward (payload: the gathered x); own part of the gradient."""
+    """Varying -> replicated: all-gather along `dim` forward (payload: the gathered x); a slice of the gradient."""
     return _GatherFromTp.apply(x, axis, dim)
 
 
 def split_to_tp(x: torch.Tensor, axis: DeviceMesh, dim: int) -> torch.Tensor:
-    """Replicated -> varying: own part along `dim` forward; all-gather of the gradient backward (payload: x)."""
+    """Replicated -> varying: a slice along `dim` forward; all-gather of the gradient backward (payload: x)."""
     return _SplitToTp.apply(x, axis, dim)
 
 
 def gather_from_sp(x: torch.Tensor, axis: DeviceMesh, dim: int) -> torch.Tensor:
     """Varying -> varying: all-gather along `dim` forward, reduce-scatter of the gradient backward (payload: all of x).
 
-    Unlike gather_from_tp each device goes on differently from the gathered x, so that their gradients add up.
+    Unlike after gather_from_tp, each device uses the gathered x in a different computation, so their gradients add up.
     """
     return _GatherFromSp.apply(x, axis, dim)
 

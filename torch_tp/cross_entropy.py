@@ -1,18 +1,18 @@
-"""Vocab-parallel cross entropy of logits that are never gathered: the mean over tokens of -log softmax(x)[label].
+"""Vocab-parallel cross entropy without gathering the logits: the mean over tokens of -log softmax(x)[label].
 
     B batch   S sequence   V logits   N ids, N <= V   tp devices on the axis "tp"
 
     x_BSV per device       [B, S, V/tp]   logits
     labels_BS per device   [B, S]         int64: no gradient
-    y                      []             float32 for bfloat16 logits, as everything inside
+    y                      []             float32 for bfloat16 logits, as are all intermediate values
 
-    z = x - m              m = max_v x, of which the gradient is not needed: y does not depend on m
+    z = x - m              m = max_v x, which needs no gradient: y does not depend on m
     loss_BS                log Σ_v exp(z_v) - Σ_v w_v z_v,    w = (1 - e) [v = label] + e / N   with smoothing e
-    y                      Σ loss / number of labels, without the tokens whose label is `ignore_index`
+    y                      Σ loss / number of labels, over the tokens whose label is not `ignore_index`
     forward                all-reduce max m_BS, all-reduce Σ exp_BS, all-reduce Σ w z_BS
-    backward               no collective: dx = (softmax(x) - w) dy / number, and each device has its own logits' part
+    backward               no collective: dx = (softmax(x) - w) dy / number of labels, for this device's logits
 
-The logits from N on belong to the rows that pad the vocabulary: no id, so none of the sums contain them.
+The logits from N on belong to the rows that pad the vocabulary and are left out of every sum.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; label smoothing: https://arxiv.org/abs/1512.00567.
 """
@@ -37,13 +37,13 @@ PLANS = {
     "vocab_parallel": Plan(x=Shard(2), y=Replicate(), inputs={"labels": Replicate()}),
 }
 
-IGNORED = -100  # the label of a token that does not count, unless told otherwise
+IGNORED = -100  # the default label of tokens that do not count
 
 
 def check_inputs(
     inputs: Mapping[str, np.ndarray], num_ids: int, ignore_index: int = IGNORED, label_smoothing: float = 0.0
 ) -> None:
-    """Refuse labels outside the vocabulary, and none but ignored ones (ValueError), before they are placed."""
+    """Raises ValueError for labels outside the vocabulary or if all are ignored; runs before they are placed."""
     labels = inputs["labels"]
     check_ids("labels", labels, num_ids, ignore_index)
     if np.all(labels == ignore_index):
@@ -59,7 +59,7 @@ class CrossEntropy(nn.Module):
         self.num_ids, self.ignore_index, self.label_smoothing = num_ids, ignore_index, label_smoothing
 
     def mean(self, loss_BS: torch.Tensor, labels_BS: torch.Tensor) -> torch.Tensor:
-        """Over the tokens whose label counts."""
+        """The mean over the tokens whose label is not ignored."""
         counts = labels_BS != self.ignore_index
         return torch.where(counts, loss_BS, 0).sum() / counts.sum()
 
@@ -68,7 +68,7 @@ class CrossEntropy(nn.Module):
 
 
 class TypedCrossEntropy(CrossEntropy):
-    """A maximum or a sum over sharded logits has a Partial type, which `redistribute` makes whole."""
+    """A max or a sum over sharded logits has a Partial() placement, which `redistribute` reduces."""
 
     def forward(self, x_BSV: DTensor, labels_BS: DTensor) -> DTensor:
         whole = [Replicate()]
@@ -95,9 +95,9 @@ def number_logits(x_BSV: DTensor) -> DTensor:
 
 
 class AutoCrossEntropy(TypedCrossEntropy):
-    """PyTorch's own function on sharded logits, where the step is inside `loss_parallel()`: see train.py.
+    """PyTorch's own function on sharded logits, as the step runs inside `loss_parallel()`: see train.py.
 
-    It knows no label smoothing: its backward assumes that the gradient of log softmax is that of a lookup.
+    That context does not support label smoothing: its backward assumes that log softmax is only used in a lookup.
     """
 
     def forward(self, x_BSV: DTensor, labels_BS: DTensor) -> DTensor:
@@ -114,7 +114,7 @@ class AutoCrossEntropy(TypedCrossEntropy):
 def token_losses(
     x: torch.Tensor, labels: torch.Tensor, axis: DeviceMesh, num_ids: int, label_smoothing: float
 ) -> torch.Tensor:
-    """The loss of every token on each device of the axis, from the own logits: [B, S, V/tp], [B, S] -> [B, S]."""
+    """The loss of every token, from this device's logits; replicated: [B, S, V/tp], [B, S] -> [B, S]."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))  # [B, S, V/tp]
     num_own = x.shape[-1]
     ids = axis.get_local_rank() * num_own + torch.arange(num_own, device=x.device)
@@ -129,7 +129,7 @@ def token_losses(
 
 
 class ManualCrossEntropy(CrossEntropy):
-    """`body` is the code of one device, on its own logits."""
+    """`body` is the per-device code, on this device's logits."""
 
     def forward(self, x_BSV: DTensor, labels_BS: DTensor) -> DTensor:
         per_device = local_map(
@@ -149,7 +149,7 @@ STYLES = {"auto": AutoCrossEntropy, "typed": TypedCrossEntropy, "manual": Manual
 
 
 def check_smoothing(label_smoothing: float) -> None:
-    """Refuse (ValueError) a label smoothing outside [0, 1)."""
+    """Raises ValueError for a label smoothing outside [0, 1)."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing={label_smoothing}: expected 0 <= label_smoothing < 1")
 

@@ -9,13 +9,13 @@
     forward              all-reduce y_BSD     reduce-scatter y_BSD
     backward             no collective        all-gather dy_BSD
 
-Each device looks up the ids that it has rows for, and adds 0 for others. Backward it needs the gradient of all tokens,
-of which it keeps what belongs to its rows.
+Each device looks up the ids whose rows it holds and contributes 0 for the others. In the backward pass it needs the
+gradient of all tokens, and uses those whose ids fall into its rows.
 
-A vocabulary that tp does not divide (50257) is padded: V is a multiple of tp, the rows from N on are zero, no id
-reaches them, and their gradient is zero. The parameter is the padded table; pad once, to a multiple of every tp in
-question (Megatron: 128), and it is the same parameter at every tp. Ids outside the N are refused on the host, by
-`check_ids`: on the devices PyTorch would raise (eagerly), JAX would return NaN, and a masked lookup 0.
+A vocabulary size that tp does not divide (50257) is padded: V is a multiple of tp, and the rows from N on are zero, are
+never looked up, and have a zero gradient. The parameter is the padded table: pad once, to a multiple of every tp in
+question (Megatron-LM: 128), and it is the same parameter at every tp. Ids outside [0, N) are rejected on the host, by
+`check_ids`; on the devices PyTorch would raise (eagerly), JAX would return NaN, and a masked lookup would return 0.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -45,13 +45,13 @@ PLANS = {
 
 
 def pad_rows(table_ND: np.ndarray, multiple: int) -> np.ndarray:
-    """The table [V, D] with zero rows appended; V is the next multiple: 50257 ids and multiple=128 give 50304 rows."""
+    """The table with zero rows appended, up to a multiple of `multiple`: 50257 ids and multiple=128 give 50304 rows."""
     num_missing = -len(table_ND) % multiple
     return np.concatenate([table_ND, np.zeros((num_missing, *table_ND.shape[1:]), table_ND.dtype)])
 
 
 def check_ids(name: str, ids: np.ndarray, num_ids: int, ignored: int | None = None) -> None:
-    """Refuse ids outside [0, num_ids) other than `ignored`: ValueError that says which and where."""
+    """Raises ValueError, with the id and its position, for an id outside [0, num_ids) that is not `ignored`."""
     outside = ((ids < 0) | (ids >= num_ids)) & (ids != ignored)
     if outside.any():
         where = tuple(map(int, np.argwhere(outside)[0]))
@@ -60,12 +60,12 @@ def check_ids(name: str, ids: np.ndarray, num_ids: int, ignored: int | None = No
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int) -> None:
-    """Refuse ids outside the vocabulary (ValueError), on the host, before they are placed."""
+    """Raises ValueError for ids outside the vocabulary; runs on the host, before the ids are placed."""
     check_ids("x", inputs["x"], num_ids)
 
 
 def check_rows(mesh: DeviceMesh, table: np.ndarray, axis: str = "tp") -> None:
-    """Refuse a table whose rows the axis does not divide: ValueError that says how many would do."""
+    """Raises ValueError, with a number of rows that would work, if the axis does not divide the rows of the table."""
     num_rows, size = len(table), mesh[axis].size()
     if num_rows % size:
         problem = f"{axis}={size} does not divide the {num_rows} rows of the table"
@@ -73,13 +73,13 @@ def check_rows(mesh: DeviceMesh, table: np.ndarray, axis: str = "tp") -> None:
 
 
 def check_size(table: np.ndarray, num_ids: int) -> None:
-    """Refuse a table with fewer rows than ids: ValueError."""
+    """Raises ValueError for a table with fewer rows than ids."""
     if num_ids > table.shape[0]:
         raise ValueError(f"the table has {table.shape[0]} rows, fewer than the {num_ids} ids")
 
 
 def check_tokens(num_tokens: int, tp: int) -> None:
-    """Refuse a sequence that sequence parallelism cannot cut: ValueError that says which lengths would do."""
+    """Raises ValueError, with lengths that would work, for a sequence that sequence parallelism cannot shard."""
     if num_tokens % tp:
         below = num_tokens // tp * tp
         fits = " or ".join(str(size) for size in (below, below + tp) if size)
@@ -109,7 +109,7 @@ class PlainEmbedding(nn.Embedding):
 
 
 class AutoEmbedding(PlainEmbedding):
-    """`parallelize_module` shards the table by rows; the forward stays as it was."""
+    """`parallelize_module` shards the table by rows; `forward` is unchanged."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         check_rows(mesh, state["table"])
@@ -126,7 +126,7 @@ class AutoEmbedding(PlainEmbedding):
 
 
 def shard_gradient(weight: nn.Parameter) -> None:
-    """Lay the gradient out as the table: DTensor computes the whole one on every device, and would leave it so."""
+    """Shard the gradient as the table is: DTensor computes the whole gradient on every device and would leave it so."""
     weight.register_hook(lambda grad: grad.redistribute(placements=weight.placements))
 
 
@@ -134,12 +134,12 @@ def shard_gradient(weight: nn.Parameter) -> None:
 
 
 class TypedEmbedding(ShardedEmbedding):
-    """A lookup in a table of type Shard(0) has a masked Partial type, which `redistribute` makes whole or scatters."""
+    """A lookup in a Shard(0) table has a masked Partial() placement, that `redistribute` reduces or scatters."""
 
     def forward(self, x_BS: DTensor) -> DTensor:
         if self.plan.y == Shard(1):
             check_tokens(x_BS.shape[1], self.axis.size())
-        # The table goes through a redistribution that moves nothing, for the sake of its transpose: see shard_gradient.
+        # A redistribution that moves nothing forward; its transpose shards the gradient, as in shard_gradient.
         table_VD = self.weight.redistribute(placements=[Shard(0)])
         y_BSD = embedding(x_BS, table_VD)  # _MaskPartial()
         return y_BSD.redistribute(placements=[self.plan.y])
@@ -149,7 +149,10 @@ class TypedEmbedding(ShardedEmbedding):
 
 
 def masked_rows(ids: torch.Tensor, table: torch.Tensor, first: int) -> torch.Tensor:
-    """The row of each id where the table has it, from id `first` on, else 0; [B, S], [V/tp, D] -> [B, S, D]."""
+    """The row of each id if this shard of the table, which starts at id `first`, has it, else 0.
+
+    [B, S], [V/tp, D] -> [B, S, D]
+    """
     own = ids - first
     is_own = (own >= 0) & (own < table.shape[0])  # [B, S]
     rows = embedding(torch.where(is_own, own, 0), table)
@@ -157,12 +160,12 @@ def masked_rows(ids: torch.Tensor, table: torch.Tensor, first: int) -> torch.Ten
 
 
 def masked_lookup(ids: torch.Tensor, table: torch.Tensor, axis: DeviceMesh) -> torch.Tensor:
-    """table[ids] where the id is one of the own rows, else 0; [B, S], [V/tp, D] -> [B, S, D], a part of the sum."""
+    """table[ids] for ids in this device's rows, else 0: [B, S], [V/tp, D] -> [B, S, D], partial."""
     return masked_rows(ids, table, axis.get_local_rank() * table.shape[0])
 
 
 class ManualEmbedding(ShardedEmbedding):
-    """Masked lookup, then g, or its counterpart for shards of S."""
+    """Masked lookup, then g or its sequence-parallel counterpart."""
 
     def forward(self, x_BS: DTensor) -> DTensor:
         per_device = local_map(
@@ -188,9 +191,9 @@ STYLES = {"auto": AutoEmbedding, "typed": TypedEmbedding, "manual": ManualEmbedd
 
 
 def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], num_ids: int) -> nn.Module:
-    """The layer in one of the three styles; `state` holds the global table [V, D], of which num_ids rows are ids.
+    """The layer in one of the three styles; `state` holds the global table [V, D], whose first num_ids rows are used.
 
-    Raises ValueError for a table that is smaller than num_ids, or that tp does not divide.
+    Raises ValueError for a table with fewer rows than num_ids, or whose rows tp does not divide.
     """
     check_plan(plan, PLANS)
     check_state(state, SHAPES)

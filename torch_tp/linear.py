@@ -9,18 +9,18 @@
     forward           no collective                              all-reduce y_BSF
     backward          all-reduce dx_BSD                          no collective
 
-Under sequence parallelism x and y outside the pair are sharded on S, [B, S/tp, ...]: an all-reduce is split into the
-reduce-scatter and the all-gather that it is made of, at the same bytes on the wire.
+Under sequence parallelism the input and output of the column-row pair are sharded on S, [B, S/tp, ...]. Each all-reduce
+becomes a reduce-scatter and an all-gather, with the same number of bytes on the wire.
 
                       column_sequence_parallel                   row_sequence_parallel
     forward           all-gather x_BSD                           reduce-scatter y_BSF
     backward          reduce-scatter dx_BSD                      all-gather dy_BSF, all-reduce db_F
 
-The gathered x is saved for the gradient of w, not gathered again in backward. A row-parallel bias is added to the own
-tokens, so its gradient is a part of a sum over all tokens.
+The gathered x is saved for the gradient of w rather than gathered again in the backward pass. Each device adds a
+row-parallel bias to its own tokens only, so db is a partial sum over tokens and must be all-reduced.
 
 `gather_output` appends an all-gather of y to the column-parallel layer; `split_input` prepends a split of x to the
-row-parallel one (whose transpose gathers dx). The bias of a row-parallel layer is added once, after the sum.
+row-parallel layer (its transpose gathers dx). The bias of a row-parallel layer is added once, after the reduction.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -99,11 +99,11 @@ class PlainLinear(nn.Linear):
         return linear(x_BSD, self.weight, None if self.is_bias_last else self.bias)
 
     def add_bias_last(self) -> None:
-        """Add the bias by a hook after those of `parallelize_module`: once, to the sum or to the own tokens of it.
+        """Register a hook, after those of `parallelize_module`, that adds the bias once, to the reduced output.
 
-        `RowwiseParallel` alone makes the bias a partial sum, b/tp on each device: for tp = 3 that is rounded. And where
-        the sum is scattered, the gradient of the bias would take all tokens on every device; here, and in the other
-        styles, an all-reduce of F numbers takes their place.
+        `RowwiseParallel` by itself splits the bias into partial sums of b/tp, which rounds for tp = 3. And where the
+        output is reduce-scattered, it computes db from all tokens on every device; here, as in the other styles, each
+        device uses its own tokens and F numbers are all-reduced.
         """
         self.is_bias_last = True
         if self.bias is not None:
@@ -111,7 +111,7 @@ class PlainLinear(nn.Linear):
 
 
 class AutoColumnLinear(PlainLinear):
-    """`parallelize_module` shards the parameters and places the input and the output; the forward stays as it was."""
+    """`parallelize_module` shards the parameters and places the input and the output; `forward` is unchanged."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__(mesh.device_type, state)
@@ -120,7 +120,7 @@ class AutoColumnLinear(PlainLinear):
 
 
 class AutoRowLinear(PlainLinear):
-    """The same, by rows. `use_local_output=False` keeps y a DTensor, whose layout can be asked for."""
+    """The row-parallel layer. `use_local_output=False` keeps y a DTensor, so that its layout can be reported."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__(mesh.device_type, state)
@@ -133,7 +133,7 @@ class AutoRowLinear(PlainLinear):
 
 
 class TypedColumnLinear(ShardedLinear):
-    """The product of a replicated x and a column-sharded w has the type Shard(2): nothing is sent."""
+    """The product of a replicated x and a column-sharded w has the placement Shard(2); nothing is sent."""
 
     def forward(self, x_BSD: DTensor) -> DTensor:
         if self.plan.x == Shard(1):
@@ -143,13 +143,13 @@ class TypedColumnLinear(ShardedLinear):
 
 
 class TypedRowLinear(ShardedLinear):
-    """The product over a sharded D has the type Partial: a sum that `redistribute` makes whole by an all-reduce."""
+    """The product over a sharded D has the placement Partial(), which `redistribute` turns into y by an all-reduce."""
 
     def forward(self, x_BSD: DTensor) -> DTensor:
         x_BSD = x_BSD.redistribute(placements=[Shard(2)])
         y_BSF = linear(x_BSD, self.weight)  # Partial()
         y_BSF = y_BSF.redistribute(placements=[self.plan.y])
-        # Bias to bias does nothing forward; backward it makes a gradient of type Partial whole.
+        # A no-op in the forward pass; in the backward pass it all-reduces the Partial() gradient of the bias.
         return y_BSF if self.bias is None else y_BSF + self.bias.redistribute(placements=[Replicate()])
 
 
@@ -157,7 +157,7 @@ class TypedRowLinear(ShardedLinear):
 
 
 class ManualLinear(ShardedLinear):
-    """`body` is the code of one device, on the shards that the plan gives it."""
+    """`body` is the per-device code; it sees the shards that the plan assigns to the device."""
 
     def forward(self, x_BSD: DTensor) -> DTensor:
         per_device = local_map(
@@ -170,11 +170,11 @@ class ManualLinear(ShardedLinear):
 
     @abstractmethod
     def body(self, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
-        """y from x; the shapes of the shards are in the comments of the subclasses."""
+        """Compute this device's y from its x; the subclasses' comments give the shapes of the shards."""
 
 
 class ManualColumnLinear(ManualLinear):
-    """f, then the product with the own columns of w."""
+    """f, then the product with this device's columns of w."""
 
     def body(self, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
         x = gather_from_sp(x, self.axis, dim=1) if self.plan.x == Shard(1) else copy_to_tp(x, self.axis)  # [B, S, D]
@@ -183,11 +183,11 @@ class ManualColumnLinear(ManualLinear):
 
 
 class ManualRowLinear(ManualLinear):
-    """The product with the own rows of w, then g; the bias after it, else it would be added tp times."""
+    """The product with this device's rows of w, then g. The bias comes last, or it would be added tp times."""
 
     def body(self, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
         x = x if self.plan.x == Shard(2) else split_to_tp(x, self.axis, dim=2)  # [B, S, D/tp]
-        y = linear(x, w)  # [B, S, F], a part of the sum
+        y = linear(x, w)  # [B, S, F], partial
         if self.plan.y == Shard(1):
             y = reduce_scatter_to_sp(y, self.axis, dim=1)  # [B, S/tp, F]
             return y if b is None else y + copy_to_tp(b, self.axis)

@@ -11,10 +11,10 @@
     forward                all-reduce y_BSD      all-gather x_BSD, reduce-scatter y_BSD
     backward               all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
 
-Column then row is the pair that needs no collective in between: the hidden features stay where they are, and the
-activation is elementwise, so that each device applies it to its own features, and drops its own out of
-them. The gathered x is saved for the gradient of w_up, at [B, S, D] of memory; Megatron-LM saves its shard and gathers
-it again in backward.
+A column-parallel linear followed by a row-parallel one needs no collective in between: the hidden features stay where
+they are, and the activation and its dropout are elementwise, so that each device applies them to its own features.
+The gathered x, [B, S, D], is saved for the gradient of w_up; Megatron-LM saves the shard and gathers it again in the
+backward pass.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, figure 3a; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2, figure 6.
@@ -56,7 +56,7 @@ PLANS = {
     ),
 }
 
-# PyTorch's GELU is the exact one by default, JAX's the tanh approximation: always say which.
+# GELU is exact by default in PyTorch and the tanh approximation in JAX: always say which.
 ACTIVATIONS = {
     "gelu_erf": partial(gelu, approximate="none"),
     "gelu_tanh": partial(gelu, approximate="tanh"),
@@ -86,7 +86,7 @@ class AutoMlp(nn.Module):
         self.down.add_bias_last()
 
     def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
-        # Sends nothing; but backward this is where the sum of the partial gradients of x becomes whole.
+        # A no-op in the forward pass; in the backward pass it all-reduces the partial gradients of x.
         x_BSD = x_BSD.redistribute(placements=[self.plan.x])
         return self.down(dropout(self.act(self.up(x_BSD)), step, self.draw))
 
@@ -95,7 +95,7 @@ class AutoMlp(nn.Module):
 
 
 class TypedMlp(nn.Module):
-    """The activation of a tensor of type Shard(2) has that type again: nothing needs to be said in between."""
+    """An elementwise activation keeps the placement Shard(2), so nothing is redistributed in between."""
 
     def __init__(
         self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], activation: str, draw: Draw | None
@@ -106,7 +106,7 @@ class TypedMlp(nn.Module):
         self.plan, self.act, self.draw = plan, ACTIVATIONS[activation], draw
 
     def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
-        x_BSD = x_BSD.redistribute(placements=[self.plan.x])  # whole again backward, as in AutoMlp
+        x_BSD = x_BSD.redistribute(placements=[self.plan.x])  # backward: all-reduces dx, as in AutoMlp
         return self.down(dropout(self.act(self.up(x_BSD)), step, self.draw))
 
 
@@ -114,7 +114,7 @@ class TypedMlp(nn.Module):
 
 
 class ManualMlp(nn.Module):
-    """Per-device code for the whole MLP: f at its entrance, g at its exit, or their counterparts for shards of S."""
+    """Per-device code for the whole MLP: f at the input, g at the output, or their sequence-parallel counterparts."""
 
     def __init__(
         self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], activation: str, draw: Draw | None
@@ -151,7 +151,7 @@ class ManualMlp(nn.Module):
         x = gather_from_sp(x, self.axis, dim=1) if self.plan.x == Shard(1) else copy_to_tp(x, self.axis)  # [B, S, D]
         h = self.act(linear(x, w_up, b_up))  # [B, S, F/tp]
         h = dropout(h, step, self.draw, 2, self.axis)
-        y = linear(h, w_down)  # [B, S, D], a part of the sum
+        y = linear(h, w_down)  # [B, S, D], partial
         if self.plan.y == Shard(1):
             y = reduce_scatter_to_sp(y, self.axis, dim=1)  # [B, S/tp, D]
             return y if b_down is None else y + copy_to_tp(b_down, self.axis)
@@ -177,7 +177,7 @@ def build(
 ) -> nn.Module:
     """The MLP in one of the three styles; `state`: the global up.w [D, F], down.w [F, D], any biases.
 
-    drop_rate: of what is dropped out of the activations where there is a `step`; seed, layer: its key.
+    drop_rate: of the dropout on the hidden activations, active when a `step` is given; seed, layer: its key.
     Raises ValueError as `make_draw` does.
     """
     check_plan(plan, PLANS)

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm over the features: y = (x - mean) / sqrt(var + eps) * scale + b, each token by itself.
+"""Layer norm and RMS norm over the features of each token: y = (x - mean) / sqrt(var + eps) * scale + b.
 
     B batch   S sequence   D features   tp devices on the axis "tp"
 
@@ -9,9 +9,9 @@
     forward            no collective  no collective
     backward           no collective  all-reduce dscale_D, all-reduce db_D
 
-Layer norm: mean and var = mean((x - mean)²) over the D features of a token. RMS norm: the mean is taken as 0, no b.
-Under sequence parallelism a device sees its own tokens only, so its gradient of scale is a part of a sum over all
-tokens. Nothing fails if that sum is forgotten: the copies of scale drift apart.
+Layer norm: mean and var = mean((x - mean)²) over the D features of a token. RMS norm: the same with mean 0 and no b.
+Under sequence parallelism each device sees only its own tokens, so its gradient of scale is a partial sum over tokens.
+If the all-reduce is forgotten nothing fails; the copies of scale drift apart.
 
 Sources: Ba et al., https://arxiv.org/abs/1607.06450; Zhang & Sennrich, https://arxiv.org/abs/1910.07467; sequence
 parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -70,9 +70,9 @@ class ShardedNorm(nn.Module):
 
 
 def shard_norm(module: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
-    """Replicate the parameters and, by the plan, expect x sharded on S.
+    """Replicate the parameters and, if the plan says so, expect x sharded on S.
 
-    `SequenceParallel` leaves the gradients of scale and b partial sums, unlike the parameters: the hooks sum them.
+    `SequenceParallel` leaves the gradients of scale and b as partial sums; the hooks all-reduce them.
     """
     if plan.x == Replicate():
         distribute_module(module, mesh)
@@ -94,7 +94,7 @@ class AutoLayerNorm(nn.LayerNorm):
 
 
 class AutoRmsNorm(nn.RMSNorm):
-    """The same; without `eps` PyTorch would take the machine epsilon of x's dtype."""
+    """The same for RMS norm; without `eps` PyTorch would use the machine epsilon of x's dtype."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], kind: str, eps: float) -> None:
         super().__init__(state["scale"].shape, eps, device="meta")
@@ -106,8 +106,8 @@ class AutoRmsNorm(nn.RMSNorm):
 
 
 class TypedNorm(ShardedNorm):
-    """A token is whole on its device, so y has the type of x. The parameters are redistributed to what they are
-    already: that does nothing forward, and backward it makes a gradient of type Partial whole, by an all-reduce.
+    """Each token is whole on its device, so y has the placement of x. The parameters are redistributed to the placement
+    they already have: a no-op forward, and backward an all-reduce of their Partial() gradients.
     """
 
     def forward(self, x_BSD: DTensor) -> DTensor:
@@ -120,7 +120,7 @@ class TypedNorm(ShardedNorm):
 
 
 class ManualNorm(ShardedNorm):
-    """Per-device code: f on the parameters, if each device has tokens of its own."""
+    """Per-device code: f on the parameters if the tokens are sharded."""
 
     def forward(self, x_BSD: DTensor) -> DTensor:
         per_device = local_map(
@@ -153,7 +153,7 @@ def build(
 ) -> nn.Module:
     """The layer in one of the three styles; `state`: scale [D] and, for a layer norm that has one, b [D].
 
-    The default eps differ (PyTorch 1e-5 for layer norm, Flax 1e-6): there is none here.
+    eps has no default, as the frameworks' defaults differ (layer norm: PyTorch 1e-5, Flax 1e-6).
     """
     check_plan(plan, PLANS)
     check_state(state, SHAPES[kind])

@@ -1,20 +1,20 @@
-"""Attention with less heads of keys and values than devices: each head of keys is held by several devices.
+"""Attention with fewer key and value heads than devices: each key head is replicated on several devices.
 
-    B batch   S sequence   D features   H heads   K heads of keys and values   E features of a head
-    kv = K     devices with different keys            the tp = kv * rep devices are a mesh of the axes "kv" and "rep"
-    rep        devices that hold the same keys        (rep = tp / K: tp must be a multiple of K)
+    B batch   S sequence   D features   H heads   K key and value heads   E features per head
+    kv = K     devices with different key heads       the tp = kv * rep devices are a mesh of the axes "kv" and "rep"
+    rep        devices with the same key head         (rep = tp / K: tp must be a multiple of K)
 
     w_q per device       [D, H/(kv*rep)*E]
-    w_k, w_v per device  [D, K/kv*E]            the head that its queries read, the same on the rep devices
+    w_k, w_v per device  [D, K/kv*E]            the head that its queries read, replicated over rep
     y_BSD per device     [B, S, D]
     forward              all-reduce y_BSD over kv and rep
     backward             all-reduce dx_BSD over kv and rep, once
                          all-reduce dw_k, dw_v over rep: D*K/kv*E each (and db_k, db_v: K/kv*E)
 
-The replicas must stay the same: each sees the gradient of its own queries only, so the sum over the replicas is the
-gradient of the weight. Without it nothing fails; the replicas drift apart.
+Each replica computes the gradient from its own queries only; the gradient of the weight is the sum over the replicas.
+If the all-reduce is forgotten nothing fails; the replicas drift apart.
 
-Source: GQA, https://arxiv.org/abs/2305.13245; the replicas are those of vLLM and of Megatron-LM for K < tp.
+Source: GQA, https://arxiv.org/abs/2305.13245; vLLM and Megatron-LM replicate key heads in the same way for K < tp.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PLANS = {"megatron": Plan(x=WHOLE, y=WHOLE, children={"q": QUERY, "k": KEY, "v":
 
 
 def check_heads(num_heads: int, num_kv_heads: int, kv: int, rep: int) -> None:
-    """Raises ValueError if the devices cannot have whole heads, each with the keys that it reads."""
+    """Raises ValueError if the heads cannot be sharded whole, each query head together with its key head."""
     if num_kv_heads % kv or (kv < num_kv_heads and rep > 1):
         raise ValueError(f"kv={kv}, rep={rep}: with num_kv_heads={num_kv_heads}, kv={num_kv_heads} would work")
     if num_heads % (kv * rep):
@@ -54,11 +54,11 @@ def check_heads(num_heads: int, num_kv_heads: int, kv: int, rep: int) -> None:
 
 
 def attend_own(mesh: DeviceMesh, heads: Heads, q: DTensor, k: DTensor, v: DTensor) -> DTensor:
-    """`attend` on each device's heads; a device's gradient of k and v is that of its own queries: a part of the sum."""
+    """`attend` on each device's heads. The gradients of k and v come from this device's queries only: partial sums."""
 
     def attend_here(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         for array in (k, v):
-            if array.requires_grad:  # DTensor copies a Partial gradient with strides by scattering its sum
+            if array.requires_grad:  # DTensor would reduce-scatter a strided Partial() gradient to copy it
                 array.register_hook(torch.Tensor.contiguous)
         return attend(q, k, v, heads)
 
@@ -76,7 +76,7 @@ def attend_own(mesh: DeviceMesh, heads: Heads, q: DTensor, k: DTensor, v: DTenso
 
 
 class AutoReplicatedKv(nn.Module):
-    """`distribute_module` for a mesh of two axes, which ParallelStyles do not know; a hook sums over the replicas."""
+    """`distribute_module`, as ParallelStyles support no mesh of two axes; a hook all-reduces over the replicas."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], heads: Heads) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class AutoReplicatedKv(nn.Module):
 
 
 class TypedReplicatedKv(nn.Module):
-    """dw_k has the type (Shard(0), Partial()): `redistribute` of w_k to what it is already makes it whole backward."""
+    """dw_k has placements (Shard(0), Partial()); `redistribute` of w_k to its own layout all-reduces it backward."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], heads: Heads) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class TypedReplicatedKv(nn.Module):
 
 
 def summed(parameter: DTensor | None) -> DTensor | None:
-    """The parameter; its gradient is made what the parameter is, which sums what is Partial."""
+    """The parameter itself; in the backward pass its Partial() gradient is all-reduced to the parameter's layout."""
     return None if parameter is None else parameter.redistribute(placements=parameter.placements)
 
 
@@ -132,7 +132,7 @@ def summed(parameter: DTensor | None) -> DTensor | None:
 
 
 class ManualReplicatedKv(nn.Module):
-    """Per-device code: f and g over all devices, and f over the replicas for the weights that they share."""
+    """Per-device code: f and g over all devices, and f over the replicas for the weights of keys and values."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray], heads: Heads) -> None:
         super().__init__()

@@ -11,8 +11,8 @@
     forward                         all-reduce y_BSD      all-gather x_BSD, reduce-scatter y_BSD
     backward                        all-reduce dx_BSD     all-gather dy_BSD, reduce-scatter dx_BSD, all-reduce db_down_D
 
-Two products take the same x: their parts of dx are added on each device first, and sent once. Packed, gate and up are
-one product with w_gate_up_D2F, a device has [D, 2, F/tp]: packed.py says why not [D, 2*F/tp].
+Both gate and up read x: each device adds their two contributions to dx before the one all-reduce. Packed, gate and up
+are one product with w_gate_up_D2F, [D, 2, F/tp] per device; packed.py explains why it is not [D, 2*F/tp].
 
 Sources: Shazeer, https://arxiv.org/abs/2002.05202; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence
 parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -38,7 +38,7 @@ from torch_tp.linear import PlainLinear, ShardedLinear, TypedRowLinear
 from torch_tp.packed import PACKED_COLUMN, PackedColwiseParallel, PlainPackedLinear, ShardedPackedLinear, linears
 from torch_tp.state import check_plan, check_state
 
-# The layer gathers x for gate and up together: to them it is whole.
+# The layer gathers x once for gate and up, which therefore see an x that is replicated.
 INTO = {"gate": LINEAR["column_parallel"], "up": LINEAR["column_parallel"], "gate_up": PACKED_COLUMN}
 
 PLANS = {
@@ -53,7 +53,7 @@ def is_packed(state: Mapping[str, np.ndarray]) -> bool:
 
 
 def gated(gate_BSF: torch.Tensor, up_BSF: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up: elementwise, each device has its own features."""
+    """silu(gate) * up, elementwise on this device's features."""
     return silu(gate_BSF) * up_BSF
 
 
@@ -61,9 +61,9 @@ def gated(gate_BSF: torch.Tensor, up_BSF: torch.Tensor) -> torch.Tensor:
 
 
 class AutoSwiglu(nn.Module):
-    """Plain linears; x is made whole once, where the hooks of gate and up would do it each for itself.
+    """Plain linears; x is redistributed once, where the hooks of gate and up would each do it separately.
 
-    `PrepareModuleInput` would gather a sharded x, but it passes a whole x on: backward, nothing would sum its gradient.
+    `PrepareModuleInput` gathers a sharded x but passes a replicated one through, so nothing would all-reduce dx.
     """
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
@@ -91,7 +91,7 @@ class AutoSwiglu(nn.Module):
 
 
 class TypedSwiglu(nn.Module):
-    """Whole x to whole x does nothing forward; backward the sum of two gradients of type Partial is made whole once."""
+    """Redistributing a replicated x is a no-op forward; backward it all-reduces the sum of two Partial() gradients."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class TypedSwiglu(nn.Module):
 
 
 class ManualSwiglu(nn.Module):
-    """Per-device code: f once for gate and up, g at the exit, or their counterparts for shards of S."""
+    """Per-device code: f once for gate and up, g at the output, or their sequence-parallel counterparts."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class ManualSwiglu(nn.Module):
             h = gated(*gate_up.unbind(2))  # [B, S, F/tp]
         else:
             h = gated(linear(x, *into[:2]), linear(x, *into[2:]))  # [B, S, F/tp]
-        y = linear(h, w_down)  # [B, S, D], a part of the sum
+        y = linear(h, w_down)  # [B, S, D], partial
         if self.plan.y == Shard(1):
             y = reduce_scatter_to_sp(y, self.axis, dim=1)  # [B, S/tp, D]
             return y if b_down is None else y + copy_to_tp(b_down, self.axis)

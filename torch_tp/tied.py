@@ -10,8 +10,8 @@
     forward              all-reduce h_BSD      reduce-scatter h_BSD, all-gather h_BSD
     backward             all-reduce dh_BSD     reduce-scatter dh_BSD, all-gather dh_BSD
 
-A vocab-parallel embedding is sharded by rows, the head's weight [V, D] by its output features: the same rows. What lies
-between the two (here nothing; in a model its blocks) sees whole features, of all tokens or of its own.
+A vocab-parallel embedding is sharded by rows, and the head's weight [V, D] by its output features: the same rows. What
+lies between the two (here nothing; in a model, its blocks) sees all features of all tokens, or of this device's.
 
 Sources: Press & Wolf, https://arxiv.org/abs/1608.05859; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
 sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -52,7 +52,7 @@ PLANS = {
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int) -> None:
-    """Refuse ids outside the vocabulary (ValueError), on the host, before they are placed."""
+    """Raises ValueError for ids outside the vocabulary; runs on the host, before the ids are placed."""
     check_ids("x", inputs["x"], num_ids)
 
 
@@ -71,9 +71,9 @@ class Tied(nn.Module):
 
 
 class AutoTied(Tied):
-    """An embedding and a head of the same weight. `parallelize_module` unties them: each gets a parameter of its own.
+    """An embedding and a head with one weight. `parallelize_module` unties them: each gets a parameter of its own.
 
-    Nothing fails then; the two drift apart from the first step of the optimizer on.
+    Nothing fails then; the two drift apart from the first optimizer step on.
     """
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
@@ -93,7 +93,7 @@ class AutoTied(Tied):
         shard_gradient(self.embed.weight)
 
     def logits(self, h_BSD: DTensor) -> DTensor:
-        # A whole h is left as it is; but backward this is where the sum of its partial gradients becomes whole.
+        # A no-op for a replicated h; in the backward pass it all-reduces the partial gradients of h.
         return self.head(h_BSD.redistribute(placements=[Replicate()]))
 
 
@@ -101,14 +101,14 @@ class AutoTied(Tied):
 
 
 class TypedTied(Tied):
-    """The table of type Shard(0) gives a masked Partial when looked up, and Shard(2) when multiplied with."""
+    """A table with Shard(0) gives a masked Partial() when looked up, and Shard(2) logits when multiplied with."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
         self.embed = TypedEmbedding(mesh, plan.children["embed"], child(state, "embed"))
 
     def logits(self, h_BSD: DTensor) -> DTensor:
-        h_BSD = h_BSD.redistribute(placements=[Replicate()])  # whole again backward, as in AutoTied
+        h_BSD = h_BSD.redistribute(placements=[Replicate()])  # backward: all-reduces dh, as in AutoTied
         return linear(h_BSD, self.embed.weight)  # Shard(2)
 
 
@@ -116,7 +116,7 @@ class TypedTied(Tied):
 
 
 class ManualTied(Tied):
-    """Masked lookup and g; then f and the product with the own rows; or the counterparts of g and f for shards of S."""
+    """Masked lookup and g; f and the product with this device's rows; or the sequence-parallel counterparts of g, f."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
@@ -146,9 +146,9 @@ STYLES = {"auto": AutoTied, "typed": TypedTied, "manual": ManualTied}
 
 
 def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], num_ids: int) -> nn.Module:
-    """The layer in one of the three styles; `state`: the global embed.table [V, D], of which num_ids rows are ids.
+    """The layer in one of the three styles; `state`: the global embed.table [V, D], whose first num_ids rows are used.
 
-    Raises ValueError for a table that is smaller than num_ids, or that tp does not divide.
+    Raises ValueError for a table with fewer rows than num_ids, or whose rows tp does not divide.
     """
     check_plan(plan, PLANS)
     check_state(state, SHAPES)
