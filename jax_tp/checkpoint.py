@@ -1,14 +1,14 @@
 """Save a sharded module and its optimizer; load them at any tp degree, in either framework, bit for bit.
 
-    name               canonical: `blocks.0.attention.q.w` [in, out], whatever the framework calls and stores it
-    name.m, name.v     the moments of AdamW, laid out as the parameter
-    count              steps done, a scalar int64
+    name               canonical: `blocks.0.attention.q.w` [in, out], whatever the framework's own name and orientation
+    name.m, name.v     the moments of AdamW, with the layout of the parameter
+    count              number of steps done, a scalar int64
 
-Each device writes the shard that it holds (of replicas, the first device) and reads the part that it needs: nothing is
-gathered, and sent is only what went wrong. The files are in `parity.checkpoint_format`; all processes see the same file
-system.
-A module beside data parallelism (hybrid.py) is stored under the names of the one that it wraps: a checkpoint knows no
-parallelism. native_checkpoint.py has the framework's own format.
+Each device writes the shard that it holds (one device per set of replicas) and reads the part that it needs: nothing is
+gathered, and only error messages are sent. `parity.checkpoint_format` defines the files; all processes must see the
+same file system.
+A data-parallel module (hybrid.py) is stored under the names of the module that it wraps, so a checkpoint is independent
+of the parallelism. native_checkpoint.py writes the framework's own format.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from parity.checkpoint_seal import raise_first
 from parity.contract import Shard
 
 COUNT = "count"
-LINE_BYTES = 1000  # of an error, between processes
+LINE_BYTES = 1000  # of an error message sent between processes
 
 
 def native_names(names: Sequence[str], held: Iterable[str]) -> dict[str, str]:
-    """The module's names of its parameters by the canonical ones.
+    """The module's parameter names by canonical name.
 
-    Raises CheckpointError for a name that it has not got, and for a parameter that has no name.
+    Raises CheckpointError for a name that the module does not have, and for a parameter without a canonical name.
     """
     native, held = {name: native_name(name) for name in names}, set(held)
     for name, own in native.items():
@@ -52,7 +52,7 @@ def stored_name(name: str) -> str:
 
 
 def named_tensors(names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None) -> dict[str, nnx.Variable]:
-    """Parameters and moments by their canonical names."""
+    """Parameters and moments by canonical name."""
     parts = [("", named_parameters(nnx.state(module, nnx.Param)))]
     if optimizer is not None:
         parts += zip((".m", ".v"), moments(optimizer), strict=True)
@@ -61,10 +61,10 @@ def named_tensors(names: Sequence[str], module: nnx.Module, optimizer: nnx.Optim
 
 
 def save(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
-    """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
+    """Write a checkpoint; collective. It appears at `directory` complete or not at all.
 
-    names: the canonical names of all parameters, which are the keys of the state that the module was built of.
-    Raises CheckpointError if there is something at `directory` already, or for names that are not the module's.
+    names: the canonical names of all parameters: the keys of the state that the module was built from.
+    Raises CheckpointError if `directory` exists, or for names that are not the module's.
     """
     rank = jax.process_index()
     shards = []
@@ -83,9 +83,9 @@ def save(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: n
 
 
 def load(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
-    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now; all processes call it.
+    """Read a checkpoint into a module (and an optimizer with its schedule), however it is sharded; collective.
 
-    Raises CheckpointError for a checkpoint that is damaged, or is of another model.
+    Raises CheckpointError for a checkpoint that is damaged or belongs to another model.
     """
     tensors, stored = named_tensors(names, module, optimizer), {native_name(name): stored_name(name) for name in names}
 
@@ -106,7 +106,7 @@ def load(directory: Path, names: Sequence[str], module: nnx.Module, optimizer: n
 
 
 def together(directory: Path, work: Callable[[], Any]) -> None:
-    """Do it in all processes, and wait; if one fails, all raise CheckpointError with the line that it says."""
+    """Run a function in all processes and wait; if it fails in one, all raise CheckpointError with its message."""
     line, cause = "", None
     try:
         work()
@@ -122,7 +122,7 @@ def together(directory: Path, work: Callable[[], Any]) -> None:
 
 
 def read_array(checkpoint: Checkpoint, name: str, like: jax.Array) -> jax.Array:
-    """A tensor of the checkpoint, sharded as another array is: each device reads its part."""
+    """A tensor of the checkpoint, sharded like another array; each device reads its part."""
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         ranges = [where.indices(size)[:2] for where, size in zip(index, like.shape, strict=True)]
@@ -132,7 +132,7 @@ def read_array(checkpoint: Checkpoint, name: str, like: jax.Array) -> jax.Array:
 
 
 def resume(optimizer: nnx.Optimizer, values: dict[str, jax.Array], count: int) -> None:
-    """Set the moments, given as "<parameter's path>.m", and all that counts steps: bias correction and schedule."""
+    """Set the moments, given as "<parameter's path>.m", and the step counts of bias correction and schedule."""
     state = nnx.to_flat_state(nnx.state(optimizer))
     for path, variable in state:
         value, end = variable.get_value(), {"mu": "m", "nu": "v"}.get(path[2] if len(path) > 2 else "")

@@ -1,4 +1,4 @@
-"""Dropout by place: y = x / (1 - rate) where an element is kept, else 0; whether it is depends on its place alone.
+"""Dropout by global position: y = x / (1 - rate) where an element is kept, else 0, as a function of its position.
 
     B batch   S, T sequence   D features   H heads   tp devices on the axis "tp"
 
@@ -6,17 +6,17 @@
     x, y per device    [B, S, D]    [B, S, D/tp]       [B, S/tp, D]        [H/tp, B, S, T]
     forward, backward  no collective
 
-    key                threefry((seed, layer), (step, 0))          one for each call of a layer
-    bits_i             threefry(key, (row_i, column_i))[0]         of 32 bits
+    key                threefry((seed, layer), (step, 0))          one per call of a layer
+    bits_i             threefry(key, (row_i, column_i))[0]         32 bits
     kept_i             bits_i >= rate * 2^32
 
-column is an element's index in the last dim of the whole tensor, row its index in all dims before, row by row. So the
-masks are the same at every tp degree, in every layout and in both frameworks, bit for bit: each device computes those
-of its own elements. The frameworks' own generators do not do this: that of DTensor gives other masks at another tp,
-and on CPU meshes the same to every shard; that of JAX does not depend on the sharding, but differs from PyTorch's.
-The generator is Threefry-2x32 with 20 rounds, JAX's own, in plain integer operations: 120 of them an element, which
-PyTorch issues one by one unless it compiles. `step` is an input, so that a compiled step stays the same program: give
-each microbatch its own. Without one, as in evaluation, nothing is dropped.
+column is an element's index in the last dim of the global tensor, row its row-major index in all dims before it. Each
+device computes the mask of its own elements, so the masks are bitwise the same at every tp degree, in every layout and
+in both frameworks. The frameworks' own generators do not achieve this: DTensor's masks change with tp and, on CPU
+meshes, are the same on every shard; JAX's do not depend on the sharding but differ from PyTorch's.
+The generator is Threefry-2x32 with 20 rounds, as in JAX, written in integer operations: 120 per element, which eager
+PyTorch launches one by one. `step` is an input, so that a compiled step does not change; give each microbatch its own.
+Without a step, as in evaluation, nothing is dropped.
 
 Sources: Srivastava et al. 2014, "Dropout"; Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
@@ -55,15 +55,15 @@ WORD = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Draw:
-    """What is drawn: how much is dropped, and the key of the layer that drops it."""
+    """The rate of a dropout layer and the key of its masks."""
 
     rate: float
     seed: int
-    layer: int  # its number in the model
+    layer: int  # number of the dropout layer in the model
 
 
 def make_draw(rate: float, seed: int, layer: int) -> Draw | None:
-    """None where nothing is dropped. Raises ValueError for a rate outside [0, 1) or a number not of 32 bits."""
+    """A Draw, or None for rate 0. Raises ValueError for a rate outside [0, 1) or a key that does not fit 32 bits."""
     if not 0 <= rate < 1:
         raise ValueError(f"drop rate {rate}: expected 0 <= rate < 1")
     for name, number in (("seed", seed), ("layer", layer)):
@@ -73,16 +73,16 @@ def make_draw(rate: float, seed: int, layer: int) -> Draw | None:
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], rate: float, seed: int, layer: int) -> None:
-    """Refuse a step that is not of 32 bits (ValueError), on the host."""
+    """Raises ValueError for a step that does not fit 32 bits; runs on the host."""
     if not 0 <= inputs["step"] <= WORD:
         raise ValueError(f"step={inputs['step']}: expected a number of 32 bits, 0 to {WORD}")
 
 
-Word = jax.Array  # uint32, which wraps around
+Word = jax.Array  # uint32; overflow wraps
 
 
 def threefry(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Word, Word]:
-    """Threefry-2x32-20: two words of random bits, a function of the key and of the counter alone."""
+    """Threefry-2x32-20: two words of random bits from the key and the counter."""
     keys = (*key, key[0] ^ key[1] ^ np.uint32(PARITY))
     left, right = counter[0] + keys[0], counter[1] + keys[1]
     for i in range(5):
@@ -94,7 +94,7 @@ def threefry(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Word, 
 
 
 def positions(x: jax.Array, dim: int | None, axis: str | None) -> tuple[jax.Array, jax.Array]:
-    """Row and column of each element in the whole array, of which x is the own part along `dim`; both as x is."""
+    """Global row and column of each element of x, which is this device's shard along `dim`; both shaped like x."""
     sharding = jax.typeof(x).sharding
     is_typed = AxisType.Explicit in sharding.mesh.axis_types
     index = rows = jnp.uint32(0)
@@ -109,7 +109,7 @@ def positions(x: jax.Array, dim: int | None, axis: str | None) -> tuple[jax.Arra
 
 
 def kept(x: jax.Array, step: jax.Array, draw: Draw, dim: int | None = None, axis: str | None = None) -> jax.Array:
-    """The mask: for each element of x whether it is kept. Of a whole array XLA computes own parts; a shard is told."""
+    """The mask: whether each element of x is kept. XLA shards that of a global array; a shard needs `dim`, `axis`."""
     key = threefry((jnp.uint32(draw.seed), jnp.uint32(draw.layer)), (step.astype(jnp.uint32), jnp.uint32(0)))
     bits, _ = threefry(key, positions(x, dim, axis))
     return bits >= np.uint32(round(draw.rate * 2**32))
@@ -122,9 +122,9 @@ def dropout(
     dim: int | None = None,
     axis: str | None = None,
 ) -> jax.Array:
-    """x with what is not kept set to 0 and the rest divided by (1 - rate), in float32 for bfloat16.
+    """x with dropped elements set to 0 and the others divided by (1 - rate), in float32 for bfloat16.
 
-    dim, axis: where x is a shard, the dim that is cut and the axis that it is cut over.
+    dim, axis: if x is a local shard, the dim that is sharded and the mesh axis that shards it.
     """
     if draw is None or step is None:
         return x
@@ -149,14 +149,14 @@ class TypedDropout(nnx.Module):
 
 
 class AutoDropout(TypedDropout):
-    """The compiler sees the mask of a whole array whose shards are elsewhere, and computes own parts of it."""
+    """The compiler sees the mask of a global array that is sharded, and each device computes its shard of it."""
 
 
 # -------------------------------------------------------------------------------------------------------- manual
 
 
 class ManualDropout(TypedDropout):
-    """`body` is the code of one device, on its own elements, whose places it computes."""
+    """`body` is the per-device code; it computes the global positions of this device's elements."""
 
     def __call__(self, x: jax.Array, step: jax.Array | None) -> jax.Array:
         if step is None:

@@ -1,12 +1,12 @@
-"""What one device computes and holds in a step: its memory, as XLA's memory analysis has it.
+"""What one device holds in a step: its memory, by XLA's memory analysis.
 
-    parameters, gradients, optimizer    as they lie between steps: shards, where they are sharded
-    activations                         in the program: what the forward pass's loops hand on to the backward pass's
-    temporaries                         what XLA allocates beside arguments and results, at its peak; activations too
-    total                               arguments, results that take no argument's place, and temporaries
+    parameters, gradients, optimizer    as held between steps: shards, where they are sharded
+    activations                         from the program: what the forward pass's loops pass to the backward pass's
+    temporaries                         the peak of what XLA allocates beside arguments and results; with activations
+    total                               arguments, results that are not donated arguments, and temporaries
 
-What it computes, and what its loops keep, stands in the compiled program, which `parity.hlo` reads. Allocators round up
-and fragment; nothing of that is in these numbers.
+What it computes, and what its loops keep, is read from the compiled program by `parity.hlo`. Allocators' rounding
+and fragmentation are not included.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from flax import nnx
 
 
 def shard_bytes(state: nnx.State) -> int:
-    """The bytes that one device holds of these arrays."""
+    """The bytes of these arrays that one device holds."""
     return sum(
         int(np.prod(array.sharding.shard_shape(array.shape))) * array.dtype.itemsize for array in jax.tree.leaves(state)
     )
 
 
 def held_bytes(compiled: Any, module: nnx.Module, optimizer: nnx.Optimizer | None) -> dict[str, int]:
-    """What one device holds in a step of training, by kind.
+    """Bytes that one device holds in a training step, by kind.
 
-    module, optimizer: the arguments of the compiled step, or their shapes. Gradients are as large as the parameters.
+    module, optimizer: the arguments of the compiled step, or their shapes. Gradients take as much as the parameters.
     """
     analysis = compiled.memory_analysis()
     parameters = shard_bytes(nnx.state(module, nnx.Param))

@@ -1,19 +1,19 @@
-"""Latitude-weighted mean squared error of a field that is predicted in patches, whose features are sharded.
+"""Latitude-weighted mean squared error of a field that is predicted in patches with sharded features.
 
     B batch   C channels   I latitudes   J longitudes   P side of a patch   T = I/P * J/P tokens   F = C*P*P
     tp devices on the axis "tp"
 
-    x_BTF per device       [B, T, F/tp]   the prediction, in patches: each device has its own features
+    x_BTF per device       [B, T, F/tp]   the prediction, in patches
     truth_BCIJ per device  [B, C, I, J]   data: no gradient
-    y                      []             float32 for bfloat16 predictions, as everything inside
+    y                      []             float32 for bfloat16 predictions, as are all intermediate values
 
     y                      1 / (B C I J) Σ w_i (prediction - truth)²
     w_i                    cos(latitude_i) / mean_i cos(latitude_i),   latitude_i = 90 - (i + ½) 180 / I degrees
     forward                all-reduce of a scalar: y sums over F, which is sharded
     backward               no collective
 
-The rows of a grid of latitudes and longitudes are circles of less and less length: w_i makes equal areas count equally.
-The prediction is never gathered; the truth is cut as it is, and each device takes its own features of it.
+On a latitude-longitude grid the circles of latitude shrink towards the poles; w_i gives equal areas equal weight.
+The prediction is never gathered; the truth is cut into patches, and each device takes its features of them.
 
 Source: WeatherBench, Rasp et al., https://arxiv.org/abs/2002.00469, the latitude-weighted RMSE.
 """
@@ -39,7 +39,7 @@ PLANS = {
 
 
 def cut_patches(x_BCIJ: jax.Array, patch: int) -> jax.Array:
-    """[B, C, I, J] -> [B, T, F], the patches row by row, the features of one as Conv2d has them: c, then rows of it.
+    """[B, C, I, J] -> [B, T, F]: patches in row-major order, features in the order of Conv2d (channel, row, column).
 
     Raises ValueError for a patch that does not tile the grid.
     """
@@ -50,7 +50,7 @@ def cut_patches(x_BCIJ: jax.Array, patch: int) -> jax.Array:
 
 
 def check_patch(num_rows: int, num_columns: int, patch: int) -> None:
-    """Refuse a patch that does not tile the grid (ValueError)."""
+    """Raises ValueError for a patch that does not tile the grid."""
     if num_rows % patch or num_columns % patch:
         raise ValueError(
             f"patch={patch} does not tile the grid of {num_rows} x {num_columns}: a divisor of both would work"
@@ -58,25 +58,25 @@ def check_patch(num_rows: int, num_columns: int, patch: int) -> None:
 
 
 def latitude_weights(num_rows: int) -> np.ndarray:
-    """w_I in float64, for rows of cells from pole to pole."""
+    """w_I in float64, for num_rows equal rows of cells from pole to pole."""
     latitudes = 90 - (np.arange(num_rows) + 0.5) * 180 / num_rows  # at the centres of the cells
     cosines = np.cos(np.deg2rad(latitudes))
     return cosines / cosines.mean()
 
 
 class LatitudeError(nnx.Module):
-    """The side of the patches; there are no parameters."""
+    """The loss for patches of a given side; it has no parameters."""
 
     def __init__(self, mesh: Mesh, plan: Plan, patch: int) -> None:
         self.plan, self.patch = plan, patch
 
     def weigh(self, truth_BCIJ: jax.Array) -> np.ndarray:
-        """The weight of every number of a field, [1, C, I, J]."""
+        """The weight of every element of a field, [1, C, I, J]."""
         _, C, I, J = truth_BCIJ.shape
         return np.broadcast_to(latitude_weights(I)[:, None], (1, C, I, J))
 
     def weighted_squares(self, x: jax.Array, truth: jax.Array, axis: str) -> jax.Array:
-        """The sum over the own features of one device: [B, T, F/tp], [B, C, I, J] -> []."""
+        """The weighted sum of squares over this device's features: [B, T, F/tp], [B, C, I, J] -> []."""
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         weight = jnp.asarray(self.weigh(truth), x.dtype)  # [1, C, I, J]
         weight, own = (split_to_tp(cut_patches(field, self.patch), axis, dim=2) for field in (weight, truth))
@@ -87,7 +87,7 @@ class LatitudeError(nnx.Module):
 
 
 class TypedLatitudeError(LatitudeError):
-    """Own features of truth and weights are taken by `reshard`; the sum over them is an all-reduce."""
+    """`reshard` slices truth and weights to this device's features; the sum over them is an all-reduce."""
 
     def __call__(self, x_BTF: jax.Array, truth_BCIJ: jax.Array) -> jax.Array:
         x_BTF = x_BTF.astype(jnp.promote_types(x_BTF.dtype, jnp.float32))
@@ -102,7 +102,7 @@ class TypedLatitudeError(LatitudeError):
 
 
 class AutoLatitudeError(LatitudeError):
-    """The compiler sees a sum over sharded features, and takes the own ones of the rest."""
+    """The compiler sees a sum over sharded features and shards truth and weights to match."""
 
     def __call__(self, x_BTF: jax.Array, truth_BCIJ: jax.Array) -> jax.Array:
         x_BTF = with_sharding_constraint(x_BTF, self.plan.x)
@@ -116,7 +116,7 @@ class AutoLatitudeError(LatitudeError):
 
 
 class ManualLatitudeError(LatitudeError):
-    """`body` is the code of one device, on its own features."""
+    """`body` is the per-device code, on this device's features."""
 
     def __call__(self, x_BTF: jax.Array, truth_BCIJ: jax.Array) -> jax.Array:
         per_device = map_shards(

@@ -1,4 +1,4 @@
-"""Place arrays on the mesh, and say where the shards of an array are.
+"""Place arrays on the mesh, and describe where the shards of an array are.
 
 A layout in JAX is indexed by tensor dim: a PartitionSpec names, for each dim, the mesh axis that shards it, or None.
 """
@@ -17,23 +17,23 @@ from jax.sharding import PartitionSpec as P
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The layouts of one layer: of its input, its output and its parameters."""
+    """The layouts of a layer's input, output and parameters."""
 
     x: P
     y: P
-    params: Mapping[str, P] = field(default_factory=dict)  # by the parameter's name in the module
-    inputs: Mapping[str, P] = field(default_factory=dict)  # of further inputs, by name: labels, masks
-    constants: tuple[str, ...] = ()  # of the inputs: numbers that no gradient is wanted of
-    children: Mapping[str, Plan] = field(default_factory=dict)  # by the submodule's name
-    algorithm: str = ""  # of products on a grid: grid/product.py
+    params: Mapping[str, P] = field(default_factory=dict)  # keyed by the parameter's name in the module
+    inputs: Mapping[str, P] = field(default_factory=dict)  # further inputs by name: labels, masks
+    constants: tuple[str, ...] = ()  # inputs that need no gradient
+    children: Mapping[str, Plan] = field(default_factory=dict)  # keyed by the submodule's name
+    algorithm: str = ""  # for products on a grid: grid/product.py
 
 
-# Arrays, or only their shapes and dtypes: a model of the latter can be compiled for devices that are not there.
+# Arrays, or only shapes and dtypes, from which a model can be compiled for devices that do not exist.
 State = Mapping[str, np.ndarray | jax.ShapeDtypeStruct]
 
 
 def child(state: State, name: str) -> State:
-    """The part of a canonical state that belongs to a submodule: child({"up.w": a, "down.w": b}, "up") == {"w": a}."""
+    """The part of a canonical state of a submodule: child({"up.w": a, "down.w": b}, "up") == {"w": a}."""
     return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
 
 
@@ -57,7 +57,7 @@ def named_parameters(params: nnx.State) -> dict[str, nnx.Param]:
 
 
 def describe(array: jax.Array, device: jax.Device) -> tuple[np.ndarray, list[tuple[int, int]], list[str]]:
-    """The shard on a device: its values, its [start, stop) in each dim, and the axes over which it is partial."""
+    """A device's shard: its values, its [start, stop) in each dim, and the axes over which it is partial."""
     (shard,) = (shard for shard in array.addressable_shards if shard.device == device)
     index = [part.indices(size)[:2] for part, size in zip(shard.index, array.shape, strict=True)]
     return np.asarray(shard.data), index, list(array.sharding.spec.unreduced)

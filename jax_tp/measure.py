@@ -1,4 +1,4 @@
-"""How long the collectives of the process group take. Payloads are S of nccl-tests, in bytes of float32 a device.
+"""How long the collectives of the process group take. Payloads are S of nccl-tests: bytes of float32 per device.
 
     kind               a device's arrays, in elements (s = S / 4, n devices)
     all_reduce         [s] -> [s]
@@ -8,8 +8,8 @@
     broadcast          [s] -> [s], from device 0
     permute            [s] -> [s], to the next device
 
-One call at a time, between devices that wait for each other: what a step pays that needs the result at once. nccl-tests
-issues calls in a train, which hides their launches.
+Devices are synchronised before every call, and each call is timed alone, as a step sees it that needs the result at
+once. nccl-tests issues calls back to back, which hides launch latency.
 
 Source: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
 """
@@ -32,9 +32,9 @@ REPEATS = 9
 
 
 def make_call(kind: str, payload_bytes: int, device: str) -> Callable[[], object] | None:
-    """The collective on an array of its own, to be called as often as wanted; None where the backend has not got it.
+    """A function that runs the collective on its own array; None if the backend does not support it.
 
-    payload_bytes: S, a multiple of 4 bytes times the devices.
+    payload_bytes: S, a multiple of 4 times the number of devices.
     """
     if (kind, device) == ("broadcast", "cpu"):  # XLA lowers pbroadcast for GPUs only
         return None
@@ -57,7 +57,7 @@ def make_call(kind: str, payload_bytes: int, device: str) -> Callable[[], object
 
 
 def measure(kind: str, payload_bytes: int, device: str) -> list[float]:
-    """Seconds of each of REPEATS calls on this device, after one cold call; none where the backend has not got it."""
+    """Seconds of each of REPEATS calls on this device, after one cold call; empty if the backend lacks it."""
     call = make_call(kind, payload_bytes, device)
 
     def once() -> float:

@@ -1,4 +1,4 @@
-"""Join the group of processes, one or several devices each, and build the device mesh from named axes."""
+"""Join the process group (one or several devices per process) and build the device mesh from named axes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-# Who starts the processes says who they are: torchrun (and our launcher), Open MPI, MPICH and PALS (Derecho), Slurm.
-# jax.distributed detects some of them itself, but neither MPICH nor PALS.
+# The starters that set these variables: torchrun (and our launcher), Open MPI, MPICH and PALS (Derecho), Slurm.
+# jax.distributed detects some of them, but neither MPICH nor PALS.
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 WORLD_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LOCAL_RANK_VARIABLES = (
@@ -34,7 +34,7 @@ def join(device: str, local_devices: int = 1) -> tuple[int, int]:
     compiles a program once, as JAX does for the GPUs of a node, and needs no group.
 
     MASTER_ADDR and MASTER_PORT name the meeting point (this machine, port 29500, if unset).
-    Raises RuntimeError when there is no such device.
+    Raises RuntimeError if there is no such device.
     """
     rank, world = read_rank(RANK_VARIABLES, 0), read_rank(WORLD_VARIABLES, 1)
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
@@ -57,7 +57,7 @@ def join(device: str, local_devices: int = 1) -> tuple[int, int]:
 
 
 def leave() -> None:
-    """Leave the group, all processes together."""
+    """Leave the process group; collective."""
     jax.distributed.shutdown()
 
 

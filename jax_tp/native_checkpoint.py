@@ -1,11 +1,11 @@
-"""Save and load with Orbax, the checkpoints of the JAX world, at any tp degree, bit for bit, and checked.
+"""Save and load with Orbax, JAX's checkpoint library, at any tp degree, bit for bit, with checksums.
 
     model        the parameters as Flax has them, by their path in the module: kernels are [in, out]
     optimizer    the state of nnx.Optimizer: moments and step counts of Optax
 
-Any Orbax program reads such a directory. To the neutral format of checkpoint.py, which the other framework reads: load
-here, save there. Beside what Orbax writes there are checksums (parity/checkpoint_seal.py): it finds damaged numbers
-itself, by an error of many lines, but not every damaged file.
+Any Orbax program can read such a directory. To convert to the neutral format, which the other framework reads, load
+with this module and save with checkpoint.py. Checksums are stored beside Orbax's files (parity/checkpoint_seal.py):
+Orbax itself detects damaged array data, with an error of many lines, but not damage to every file.
 
 Source: https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpointing_pytrees.html
 """
@@ -28,7 +28,7 @@ from parity.checkpoint_seal import check_contents, seal, verify
 
 
 def state_of(module: nnx.Module, optimizer: nnx.Optimizer | None) -> dict[str, Any]:
-    """What a checkpoint holds, as nested dicts of arrays."""
+    """The contents of a checkpoint, as nested dicts of arrays."""
     state = {"model": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
     if optimizer is not None:
         state["optimizer"] = nnx.to_pure_dict(nnx.state(optimizer))
@@ -36,15 +36,15 @@ def state_of(module: nnx.Module, optimizer: nnx.Optimizer | None) -> dict[str, A
 
 
 def save(directory: Path, module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
-    """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
+    """Write a checkpoint; collective. It appears at `directory` complete or not at all.
 
-    Raises CheckpointError if there is something at `directory` already.
+    Raises CheckpointError if `directory` exists.
     """
     rank, part = jax.process_index(), unfinished(directory).absolute()
 
     def make_room() -> None:
         begin(directory)
-        shutil.rmtree(part)  # Orbax makes it
+        shutil.rmtree(part)  # Orbax creates it
 
     def write() -> None:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -57,9 +57,9 @@ def save(directory: Path, module: nnx.Module, optimizer: nnx.Optimizer | None = 
 
 
 def load(directory: Path, module: nnx.Module, optimizer: nnx.Optimizer | None = None) -> None:
-    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now.
+    """Read a checkpoint into a module (and an optimizer with its schedule), however it is sharded; collective.
 
-    Raises CheckpointError for a checkpoint that is damaged, or is of another model.
+    Raises CheckpointError for a checkpoint that is damaged or belongs to another model.
     """
     together(directory, lambda: verify(directory, jax.process_index(), jax.process_count()))
     like = jax.tree.map(

@@ -1,6 +1,6 @@
-"""AdamW with warm-up, cosine decay and clipping by the global norm: one rule, and all of its numbers given.
+"""AdamW with warm-up, cosine decay and clipping by the global norm: one rule, every hyperparameter explicit.
 
-    t      number of the step, from 1        N, W    all steps, steps of warm-up
+    t      number of the step, from 1        N, W    number of steps, of warm-up steps
 
     lr     = peak t / W                                              t <= W
              end + (peak - end) (1 + cos(pi (t - W) / (N - W))) / 2  after
@@ -12,12 +12,12 @@
 
     what differs            torch                             optax
     weight_decay            1e-2                              1e-4
-    eps                     beside the root                   beside the root; `eps_root`, 0, adds one under it
-    clipping                norm + 1e-6 below the line        norm, and only where norm >= max_norm
+    eps                     added to the root                 added to the root; `eps_root` (0) is added under it
+    clipping                divides by norm + 1e-6            divides by norm, only if norm >= max_norm
     schedule                sets `lr` of the optimizer        a function of an int32 count; optax's own give float32
     1 - b^t                 in Python, float64                in float32 unless `jax_enable_x64`
 
-Parameters, gradients and both moments are laid out alike, so each device updates its own shards; only the norm is sent.
+Parameters, gradients and moments have the same layout, so each device updates its own shards; only the norm is sent.
 Sources: Loshchilov & Hutter, https://arxiv.org/abs/1711.05101; Pascanu et al., https://arxiv.org/abs/1211.5063.
 """
 
@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
     """The hyperparameters of training."""
 
     num_steps: int
-    num_microbatches: int  # of one step, whose gradients are averaged
+    num_microbatches: int  # per step; their gradients are averaged
     peak_rate: float
     end_rate: float
     warmup_steps: int
@@ -50,13 +50,13 @@ class Recipe(NamedTuple):
     eps: float
     weight_decay: float
     max_norm: float
-    record_every: int = 1  # steps, after which parameters and moments are told
+    record_every: int = 1  # steps between records of parameters and moments
 
 
 def learning_rate(count: jax.Array, recipe: Recipe) -> jax.Array:
     """lr after `count` steps, for step number t = count + 1: linear warm-up, then half a cosine down to the end.
 
-    `optax.warmup_cosine_decay_schedule` is the same line, but float32 even where the parameters are float64.
+    `optax.warmup_cosine_decay_schedule` is the same curve, but in float32 even if the parameters are float64.
     """
     step, warmup = count.astype(jnp.result_type(float)) + 1, recipe.warmup_steps
     progress = jnp.minimum((step - warmup) / (recipe.num_steps - warmup), 1.0)
@@ -65,9 +65,9 @@ def learning_rate(count: jax.Array, recipe: Recipe) -> jax.Array:
 
 
 def make_optimizer(module: nnx.Module, recipe: Recipe) -> nnx.Optimizer:
-    """AdamW over the module's parameters; the schedule is a part of it.
+    """AdamW over the module's parameters, with its schedule.
 
-    The moments start as `zeros_like` of the parameters, and so are sharded as these are.
+    The moments start as `zeros_like` of the parameters and so have the same sharding.
     """
     transformation = optax.adamw(
         partial(learning_rate, recipe=recipe),
@@ -86,9 +86,9 @@ def moments(optimizer: nnx.Optimizer) -> tuple[dict[str, nnx.Variable], dict[str
 
 
 def place_optimizer(optimizer: nnx.Optimizer, module: nnx.Module, mesh: Mesh) -> None:
-    """Put the whole state on the mesh: moments as the parameters lie, step counts on every device.
+    """Place the whole state on the mesh: moments laid out as the parameters, step counts replicated.
 
-    Arrays or only their shapes (`nnx.eval_shape` of `make_optimizer`), as the module has them.
+    Works on arrays and, like the module, on shapes only (`nnx.eval_shape` of `make_optimizer`).
     """
     params = named_parameters(nnx.state(module, nnx.Param))
     specs = {name: param.get_value().sharding.spec for name, param in params.items()}
@@ -103,10 +103,10 @@ def place_optimizer(optimizer: nnx.Optimizer, module: nnx.Module, mesh: Mesh) ->
 
 
 def global_norm(grads: nnx.State) -> jax.Array:
-    """The norm of the norms of all gradients: sharded ones count the sum over their devices, replicated ones once.
+    """The norm of all gradients: squares of sharded ones are summed over their devices, replicated ones count once.
 
-    One all-reduce, of a scalar for each sharded gradient. In `optax.tree.norm`, the sum of all squares, XLA merges the
-    all-reduces of neighbours: how many scalars it sends depends on the order of the parameters.
+    One all-reduce, with a scalar per sharded gradient. In `optax.tree.norm`, the sum of all squares, XLA merges the
+    all-reduces of neighbouring terms, so that the number of scalars depends on the order of the parameters.
     """
     return jnp.linalg.norm(jnp.stack([jnp.sqrt(jnp.sum(jnp.square(grad))) for grad in jax.tree.leaves(grads)]))
 

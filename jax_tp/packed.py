@@ -6,9 +6,9 @@
     w_DCF per device   [D, C, F/tp]
     y_BSCF per device  [B, S, C, F/tp]
 
-In memory the weights lie one after the other. Sharded as one matrix of C*F columns, a device would get columns of one
-linear only, and where y is taken apart again everything would have to move. Seen as C matrices, each is sharded by its
-own columns, and nothing moves. A checkpoint of the contiguous [D, C*F] is the same bytes.
+In memory the weights lie one after the other. Sharded as one matrix of C*F columns, a device could hold columns of one
+linear only, and splitting y again would move all of it. Viewed as C matrices, each sharded by columns, nothing moves.
+A checkpoint of the contiguous [D, C*F] has the same bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PACKED_COLUMN = Plan(
 
 
 def linears(x: jax.Array, w: jax.Array, b: jax.Array | None = None) -> jax.Array:
-    """All of them on whatever shards are given: x [B, S, D], w [D, C, F], b [C, F] -> [B, S, C, F]."""
+    """All C linears, on whatever shards are given: x [B, S, D], w [D, C, F], b [C, F] -> [B, S, C, F]."""
     y = jnp.einsum("bsd,dcf->bscf", x, w)
     return y if b is None else y + b
 

@@ -1,7 +1,7 @@
-"""What XLA's partitioner inserts into a program, given how its operands are laid out; compiled for A100s, without any.
+"""Which collectives XLA's partitioner inserts, given the layouts of the operands; compiled for A100s, needs no device.
 
-A program is a function of whole arrays. XLA looks at all of it at once: Shardy propagates the layouts from operands and
-results to every operation, the partitioner inserts what it takes to get from one to the next.
+A program is a function of global arrays. XLA handles all of it at once: Shardy propagates the layouts from operands and
+results to every operation, and the partitioner inserts the collectives that lead from one layout to the next.
 
 Sources: https://openxla.org/shardy/propagation, https://docs.jax.dev/en/latest/aot.html
 """
@@ -47,14 +47,14 @@ def letters_of(layout: P, axes: tuple[str, ...]) -> Letters:
 
 
 def operand(mesh: Mesh, shape: tuple[int, ...], layout: P, dtype: str) -> jax.ShapeDtypeStruct:
-    """An array without values, laid out over the mesh."""
+    """An array without data, laid out over the mesh."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, layout))
 
 
 def partition(question: PartitionQuestion) -> tuple[Compiled, Letters]:
     """The program compiled for A100s, and the layout of the result.
 
-    Raises what JAX raises where it does not take the layouts.
+    Propagates JAX's exception if it rejects the layouts.
     """
     mesh = make_mesh(question.mesh, AxisType.Auto, a100_devices(question.num_devices))
     layouts = (layout_of(letters, mesh.axis_names) for letters in question.layouts)
@@ -67,13 +67,13 @@ def partition(question: PartitionQuestion) -> tuple[Compiled, Letters]:
 
 
 def why_types_refuse(question: PartitionQuestion) -> str:
-    """Why the program is no program with explicit shardings, in one line, or "" if it is: types are never ambiguous."""
+    """Why explicit shardings reject the program as ambiguous, in one line, or "" if they accept it."""
     mesh = make_mesh(question.mesh, AxisType.Explicit, a100_devices(question.num_devices))
     layouts = (layout_of(letters, mesh.axis_names) for letters in question.layouts)
     operands = [operand(mesh, *one, question.dtype) for one in zip(question.shapes, layouts, strict=True)]
     try:
         with jax.set_mesh(mesh):
             jax.eval_shape(PROGRAMS[question.program], *operands)
-    except Exception as error:  # ShardingTypeError and ValueError, by operation
+    except Exception as error:  # ShardingTypeError or ValueError, depending on the operation
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""

@@ -1,13 +1,13 @@
-"""Rotary position embedding: pairs of a head's features, turned by an angle that grows with the position.
+"""Rotary position embedding: pairs of a head's features are rotated by an angle proportional to the position.
 
-    S sequence   E features of a head
+    S sequence   E features per head
 
     angle_SE/2   = position x theta^(-2 i / E)
     y_i          = x_i cos - x_(i + E/2) sin          the half convention: feature i is paired with i + E/2
     y_(i + E/2)  = x_(i + E/2) cos + x_i sin
 
-Llama's own checkpoints pair 2 i with 2 i + 1 (interleaved); Hugging Face's are permuted to the half convention. Both
-give the same scores if the features of w_q and w_k are permuted along: `half_from_interleaved` and its inverse.
+Meta's Llama checkpoints pair 2 i with 2 i + 1 (interleaved); Hugging Face's are permuted to the half convention. Both
+give the same scores if the columns of w_q and w_k are permuted to match: `half_from_interleaved` and its inverse.
 
 Source: RoFormer, https://arxiv.org/abs/2104.09864, section 3.4.
 """
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@functools.cache  # every block of a model asks for the same
+@functools.cache  # shared by all blocks of a model
 def rotations(S: int, E: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of the angles, float64 [S, E/2]. Raises ValueError for an odd E."""
     if E % 2:
@@ -31,13 +31,13 @@ def rotations(S: int, E: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """x [..., S, E] turned by the angles [S, E/2]; computed in their dtype, stored in that of x."""
+    """x [..., S, E] rotated by the angles [S, E/2]; computed in the dtype of the angles, returned in that of x."""
     left, right = jnp.split(x.astype(cos.dtype), 2, -1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x.dtype)
 
 
 def half_from_interleaved(w: jax.Array, num_heads: int) -> jax.Array:
-    """The out features of w_q or w_k [..., H*E] (or of a bias [H*E]), reordered from (2 i, 2 i + 1) to (i, i + E/2)."""
+    """The output features of w_q, w_k [..., H*E] or a bias [H*E], reordered from (2 i, 2 i + 1) to (i, i + E/2)."""
     return w.reshape(*w.shape[:-1], num_heads, -1, 2).swapaxes(-1, -2).reshape(w.shape)
 
 

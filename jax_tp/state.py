@@ -1,7 +1,7 @@
-"""What a layer's state and plan must hold: every parameter that it has, by name and shape, and no other.
+"""Checks that a layer's state and plan name exactly its parameters, each with the right shape.
 
-Shapes are written in letters, "D F": a letter is one size wherever it stands, a number itself, "H*E" a product of which
-one factor may be unknown yet. A name that ends in "?" may be missing.
+Shapes are written like "D F": a letter stands for one size everywhere, a number for itself, and "H*E" for a product of
+which one factor may still be unknown. A name that ends in "?" is optional.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from difflib import get_close_matches
 
 from jax_tp.layouts import Plan, State
 
-NAMED = 8  # names in a message
+NAMED = 8  # at most this many names in a message
 
 
 def under(name: str, shapes: Mapping[str, str]) -> dict[str, str]:
-    """The shapes of a submodule, by the names that they have in the module."""
+    """The shapes of a submodule, keyed by their names in the parent module."""
     return {f"{name}.{key}": shape for key, shape in shapes.items()}
 
 
 def in_row(name: str, shapes: Mapping[str, str], state: State) -> dict[str, str]:
-    """Those of name.0 .. name.{L-1}, as many as the state has, at least one.
+    """The shapes of name.0 .. name.{L-1}, as many as the state has, at least one.
 
-    One "all" in their place has those of all, stacked along a leading dim L.
+    Or those of name.all: the parameters of all blocks, stacked along a leading dim L.
     """
     numbers = {key.split(".")[1] for key in state if key.startswith(f"{name}.")}
     if numbers == {"all"}:
@@ -33,9 +33,9 @@ def in_row(name: str, shapes: Mapping[str, str], state: State) -> dict[str, str]
 
 
 def check_state(state: State, shapes: Mapping[str, str], sizes: Mapping[str, int] | None = None) -> None:
-    """Refuse (ValueError) a state that lacks a parameter, has one too many, or has one of another shape.
+    """Raises ValueError for a state with a missing parameter, an unknown one, or one of the wrong shape.
 
-    sizes: of letters that are known: {"H": num_heads}.
+    sizes: the letters whose sizes are known, e.g. {"H": num_heads}.
     """
     allowed = {name.rstrip("?"): shape for name, shape in shapes.items()}
     for name, shape in shapes.items():
@@ -51,7 +51,7 @@ def check_state(state: State, shapes: Mapping[str, str], sizes: Mapping[str, int
 
 
 def check_plan(plan: Plan, plans: Mapping[str, Plan]) -> None:
-    """Refuse (ValueError) a plan whose keys are not those of the layer's own: what they mean would be left undone."""
+    """Raises ValueError for a plan with keys that the layer does not have, which would otherwise be ignored."""
     model = next(iter(plans.values()))
     for got, allowed in ((plan.params, model.params), (plan.children, model.children)):
         for name in got:
@@ -91,7 +91,7 @@ def _commas(shape: str) -> str:
 
 
 def _names(names: Iterable[str], like: str) -> str:
-    """Some of the names, those first that are like the one that was asked for."""
+    """Some of the names, those most similar to the wanted one first."""
     every = sorted(names)
     near = get_close_matches(like, every, n=NAMED, cutoff=0.5)
     shown = [*near, *(name for name in every if name not in near)][:NAMED]

@@ -1,4 +1,4 @@
-"""What a case asks for: one step with all its gradients, or some steps of training; each gives named arrays."""
+"""The tasks of a case: one step with all its gradients, or several training steps; each returns named arrays."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from jax_tp.train import Batch, Step, Update, leaves_of, loss_and_gradients, tra
 from parity.contract import Case
 
 REPEATS = 5
-PROGRAM: dict[str, Any] = {}  # the last compiled step, by program: cases that differ in the seed share it
+PROGRAM: dict[str, Any] = {}  # the last compiled step, by program: cases that differ only in the seed share it
 
 
 class Outcome(NamedTuple):
-    """What a task gives: arrays by their canonical names, and times."""
+    """The results of a task: arrays by canonical name, and times."""
 
     tensors: dict[str, jax.Array]
     cold_s: float
@@ -33,14 +33,14 @@ class Outcome(NamedTuple):
 
 
 def place_batch(arrays: State, mesh: Mesh, plan: Plan) -> Batch:
-    """The inputs by name, of those of the plan that there are, and the target, laid out as the plan says."""
+    """The plan's inputs that the batch has, by name, and the target, laid out as the plan says."""
     specs = {"x": plan.x, **plan.inputs}
     inputs = {name: place(arrays[name], mesh, spec) for name, spec in specs.items() if name in arrays}
     return inputs, place(arrays["target"], mesh, plan.y)
 
 
 def call_program(case: Case, jitted: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Call the compiled program; compile it first, if it is not the last one that was."""
+    """Call the compiled program; compile it first unless it is the one compiled last."""
     if case.program not in PROGRAM:
         PROGRAM.clear()
         PROGRAM[case.program] = jitted.lower(*arguments).compile()
@@ -61,8 +61,8 @@ def make_step(case: Case, mesh: Mesh, arrays: State) -> tuple[Callable[..., Any]
         inputs = {name: batch[name] for name in order}
         return loss_and_gradients(nnx.merge(graph, params), inputs, target, plan.constants)
 
-    # Gradients are laid out as what they are gradients of; left open, the compiler would choose. The layout of y is the
-    # layer's to say: None leaves it open here, so that it can be judged.
+    # Gradients get the layout of their parameters and inputs, or the compiler would choose one. The layout of y is up
+    # to the layer: None leaves it unspecified here, so that it can be judged.
     leaves = leaves_of(batch, plan.constants)
     leaf_shardings, param_shardings = jax.tree.map(lambda array: array.sharding, (leaves, params))
     shardings = Step(NamedSharding(mesh, P()), None, leaf_shardings, param_shardings)
@@ -88,14 +88,14 @@ def one_step(case: Case, mesh: Mesh, arrays: State) -> Outcome:
 
 
 def is_shapes(arrays: State) -> bool:
-    """Whether there are no values, only their shapes."""
+    """Whether these are only shapes, without values."""
     return any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays.values())
 
 
 def make_train_step(case: Case, mesh: Mesh, arrays: State) -> tuple[Callable[..., Any], tuple[Any, ...], nnx.GraphDef]:
-    """One step of training as a jitted function, its arguments (state, microbatches), and what the state is of.
+    """One training step as a jitted function, its arguments (state, microbatches), and the graph definition.
 
-    The state is that of (module, optimizer).
+    State and definition are those of (module, optimizer).
     """
     layer, recipe = LAYERS[case.layer], Recipe(**case.recipe)
     plan = layer.PLANS[case.plan]
@@ -120,7 +120,7 @@ def make_train_step(case: Case, mesh: Mesh, arrays: State) -> tuple[Callable[...
 
 
 def training(case: Case, mesh: Mesh, arrays: State) -> Outcome:
-    """The task "train": loss and norm of every step, what else is recorded of some."""
+    """The task "train": loss and norm of every step, parameters and moments of some."""
     recipe, plan = Recipe(**case.recipe), LAYERS[case.layer].PLANS[case.plan]
     jitted, (state, _), graph = make_train_step(case, mesh, arrays)
     tensors: dict[str, jax.Array] = {}

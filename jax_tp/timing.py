@@ -1,4 +1,4 @@
-"""How long a step takes: the first call, which traces and compiles, apart from the steady ones."""
+"""How long a step takes: the first call, which traces and compiles, separately from the steady ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Outputs = TypeVar("Outputs")
 
 
 def wait(outputs: Outputs) -> Outputs:
-    """Until the device has done what was dispatched: without this, only the dispatch is timed."""
+    """Block until the device has finished; otherwise only the dispatch would be timed."""
     return jax.block_until_ready(outputs)
 
 
 def align() -> None:
-    """Until every process is here: else the time of a collective contains the waiting for the last one."""
+    """Wait for all processes; otherwise the time of a collective would include waiting for the last one to arrive."""
     multihost_utils.sync_global_devices("align")
 
 

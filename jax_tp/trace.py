@@ -1,6 +1,6 @@
-"""Which collectives a step issues: as its jaxpr declares them, and as XLA compiles them for A100s that are not there.
+"""Which collectives a step issues: as its jaxpr declares them, and as XLA compiles them for A100s.
 
-The second needs the CUDA plugin of jax's own version and ptxas (the extra `a100`), but no GPU and no driver.
+The second needs the CUDA plugin of the same version as jax and ptxas (the extra `a100`), but no GPU and no driver.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jax.experimental import topologies
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Without a GPU nothing tunes the tiles of Triton's products, and its default tiles do not fit every shape: XLA then
-# refuses to compile. The collectives do not depend on who multiplies. Nobody runs the machine code: ptxas need not
-# optimise it, which leaves the HLO as it is.
+# Without a GPU the tiles of Triton GEMMs cannot be tuned, and the default tiles do not fit every shape: XLA then fails
+# to compile. The collectives do not depend on the GEMM kernels. The machine code is never run, so ptxas need not
+# optimise it; the HLO stays the same.
 A100_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_disable_gpuasm_optimizations": True}
-# Where only the collectives are asked for: they are decided before the kernels, on which this spends less.
+# For when only the collectives are wanted: they are fixed before the kernels, on which these options save time.
 QUICK_OPTIONS = A100_OPTIONS | {
     "xla_disable_hlo_passes": "triton-softmax-rewriter",
     "xla_backend_optimization_level": 0,
@@ -41,7 +41,7 @@ class Call:
     pass_: str  # "forward", "backward" or "optimizer"
 
 
-# Which array is the payload (S as nccl-tests counts it): the whole buffer, the gathered output, the whole input.
+# The array whose size is the payload (S of nccl-tests): the whole buffer, the gathered output, the whole input.
 COLLECTIVES = {
     "psum": ("all_reduce", "invars"),
     "psum_invariant": ("all_reduce", "invars"),
@@ -58,7 +58,7 @@ COLLECTIVES = {
 def declared_collectives(closed: ClosedJaxpr, mesh: Mesh) -> list[Call]:
     """The collectives of a jaxpr, in program order: those inside `shard_map`. Other styles leave them to the compiler.
 
-    What is in a `scan` counts as often as it runs, what is in a `while_loop`, whose trips nobody knows, once.
+    Those inside a `scan` count once per iteration, those inside a `while_loop`, whose trip count is unknown, once.
     """
     calls = []
     for equation, stack, trips in _equations(closed.jaxpr, "", 1):
@@ -84,7 +84,7 @@ def declared_collectives(closed: ClosedJaxpr, mesh: Mesh) -> list[Call]:
 
 
 def _crossed(axes: Sequence[str], mesh: Mesh, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """The axes that some message of a permute over `axes` goes along; positions are row-major in their order."""
+    """The axes along which a permute over `axes` sends any message; positions are row-major in the order of `axes`."""
     sizes = tuple(mesh.shape[axis] for axis in axes)
     sources, targets = (np.array(np.unravel_index(ends, sizes)) for ends in zip(*pairs, strict=True))
     return [axis for axis, differs in zip(axes, (sources != targets).any(axis=1), strict=True) if differs]
@@ -97,7 +97,7 @@ def _pass(stack: str) -> str:
 
 
 def _equations(jaxpr: Jaxpr, outer: str, trips: int) -> Iterator[tuple[JaxprEqn, str, int]]:
-    """All equations, inner ones too, each with the names and transformations that it stands in, and its trips."""
+    """All equations, including nested ones, each with its enclosing names and transformations and its trip count."""
     for equation in jaxpr.eqns:
         stack = f"{outer}/{equation.source_info.name_stack}"
         yield equation, stack, trips
@@ -113,7 +113,7 @@ def _equations(jaxpr: Jaxpr, outer: str, trips: int) -> Iterator[tuple[JaxprEqn,
 
 
 def why_no_a100_compiler() -> str | None:
-    """Why programs cannot be compiled for A100s here, in one line, or None if they can: tries it."""
+    """Why programs cannot be compiled for A100s here, in one line, or None if they can; found out by trying."""
     hint = "install the extra: pip install 'tp-parity[a100]'"
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         return f"the CUDA plugin of jax {jax.__version__} is not installed; {hint}"
@@ -129,7 +129,7 @@ def why_no_a100_compiler() -> str | None:
 
 
 def a100_devices(num_devices: int, gpus_per_node: int = GPUS_PER_NODE) -> list[Any]:
-    """Compile-only A100s: nodes of four, or of the most below four that fill all nodes (9 devices: three nodes of 3).
+    """Compile-only A100s on nodes of four, or of the most below four that divides num_devices (9: three nodes of 3).
 
     Source: https://docs.jax.dev/en/latest/aot.html; the topology is "processes x nodes x GPUs" as XLA:GPU reads it.
     """

@@ -15,7 +15,7 @@ from jax_tp.optimizer import Recipe, clip_by_global_norm
 
 
 class Step(NamedTuple):
-    """What a step gives; gradients are laid out as what they are the gradients of."""
+    """The results of a step; each gradient has the layout of what it is the gradient of."""
 
     loss: jax.Array
     y: jax.Array
@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a step of training tells: of the parameters as they were before it."""
+    """What a training step reports about the parameters as they were before the update."""
 
     loss: jax.Array
     norm: jax.Array  # of the gradient, before clipping
@@ -34,21 +34,21 @@ Batch = tuple[Mapping[str, jax.Array], jax.Array]  # inputs by name, target
 
 
 def squared_error(y: jax.Array, target: jax.Array) -> jax.Array:
-    """½ Σ (y - target)² over all elements; at least float32 inside: bfloat16 outputs are not summed in bfloat16.
+    """½ Σ (y - target)² over all elements, computed in at least float32 so that bfloat16 is not summed in bfloat16.
 
-    y, target: the same global shape and layout. A sharded y makes this one all-reduce of a scalar.
+    y, target: the same global shape and layout. For a sharded y this issues one all-reduce of a scalar.
     """
     wide = jnp.promote_types(y.dtype, jnp.float32)
     return 0.5 * jnp.square(y.astype(wide) - target.astype(wide)).sum()
 
 
 def training_loss(y: jax.Array, target: jax.Array) -> jax.Array:
-    """What training minimises: y itself where it is a loss, a scalar, as that of a model is; else ½ Σ (y - target)²."""
+    """The loss: y itself if it is a scalar, as for a model, else ½ Σ (y - target)²."""
     return squared_error(y, target) if y.ndim else y
 
 
 def leaves_of(inputs: Mapping[str, jax.Array], constants: Sequence[str]) -> dict[str, jax.Array]:
-    """The inputs that a gradient is wanted of."""
+    """The inputs that need a gradient."""
     return {
         name: array
         for name, array in inputs.items()
@@ -59,7 +59,7 @@ def leaves_of(inputs: Mapping[str, jax.Array], constants: Sequence[str]) -> dict
 def loss_and_gradients(
     module: nnx.Module, inputs: Mapping[str, jax.Array], target: jax.Array, constants: Sequence[str] = ()
 ) -> Step:
-    """Forward and backward of ½ Σ (module(*inputs) - target)²; no gradient of the `constants` among the inputs."""
+    """Forward and backward of ½ Σ (module(*inputs) - target)²; no gradients for the inputs named in `constants`."""
     leaves = leaves_of(inputs, constants)
 
     def forward(module: nnx.Module, leaves: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -72,16 +72,16 @@ def loss_and_gradients(
 
 
 def train_step(module: nnx.Module, optimizer: nnx.Optimizer, microbatches: Sequence[Batch], recipe: Recipe) -> Update:
-    """Move the parameters once, by the mean of the microbatches' gradients.
+    """Update the parameters once, by the mean of the microbatches' gradients.
 
-    A microbatch begins when the gradients of the one before are there, so that the memory of one's activations is
-    enough. Without the barrier XLA would do all of them at once, gather parameters once for all, and add up losses and
-    gradients before it reduces them.
+    Each microbatch starts when the gradients of the previous one are complete, so that only one
+    microbatch's activations are held. Without the barrier XLA would interleave all of them, gather parameters once for
+    all, and add losses and gradients before reducing them.
     The name "optimizer" tells profilers and our trace which collectives are those of the update.
     """
 
     def part(inputs: Mapping[str, jax.Array], target: jax.Array) -> tuple[jax.Array, nnx.State]:
-        def forward(module: nnx.Module) -> jax.Array:  # a dict that is an argument would come with its keys sorted
+        def forward(module: nnx.Module) -> jax.Array:  # as an argument the dict would come back with its keys sorted
             return training_loss(module(*inputs.values()), target) / len(microbatches)
 
         return nnx.value_and_grad(forward)(module)

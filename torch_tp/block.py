@@ -11,11 +11,11 @@
     forward            2 all-reduces of B*S*D      2 all-gathers and 2 reduce-scatters of B*S*D
     backward           2 all-reduces of B*S*D      2 all-gathers and 2 reduce-scatters of B*S*D, the norms' gradients
 
-Dropout, where there is a `step`, is that of GPT-2: of the probabilities of attention, and of what either sublayer gives
-before it is added. These are three layers, of the numbers 3 n, 3 n + 1 and 3 n + 2 in the n-th block.
+Dropout, active when a `step` is given, is that of GPT-2: on the attention probabilities, and on the output of either
+sublayer before the residual is added. These are dropout layers number 3 n, 3 n + 1 and 3 n + 2 of the n-th block.
 
-The norms and the residuals are done by every device for all tokens, or under sequence parallelism by each for its own:
-the same bytes are sent, 1/tp of the activations between the layers is kept.
+Every device computes the norms and the residuals for all tokens or, under sequence parallelism, for its own tokens: the
+number of bytes sent is the same, and each device keeps 1/tp of the activations between the sublayers.
 
 Sources: Megatron-LM, https://arxiv.org/abs/1909.08053, section 3; sequence parallelism,
 https://arxiv.org/abs/2205.05198, section 4.2.2; BERT, https://arxiv.org/abs/1810.04805; Llama,
@@ -56,7 +56,7 @@ PLANS = {
 
 
 class Block(nn.Module):
-    """The sublayers in the given style; what lies between them, norms and residuals, has the layout of x."""
+    """The sublayers in the given style; the norms and residuals between them have the layout of x."""
 
     layers: ClassVar[Mapping[str, ModuleType]] = {"norm": norm, "attention": attention, "mlp": mlp, "swiglu": swiglu}
 
@@ -83,7 +83,7 @@ class Block(nn.Module):
         heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "causal": causal, "rope_theta": rope_theta}
         if drop_rate:
             heads |= {"drop_rate": drop_rate, "seed": seed, "layer": 3 * number}
-        if "dropout" in plans:  # on a grid there is none
+        if "dropout" in plans:  # not on a grid
             drops = {"rate": drop_rate, "seed": seed}
             self.drop1 = dropout.build(mesh, style, plans["dropout"], {}, **drops, layer=3 * number + 1)
             self.drop2 = dropout.build(mesh, style, plans["dropout"], {}, **drops, layer=3 * number + 2)
@@ -97,11 +97,11 @@ class Block(nn.Module):
             self.mlp = layers["mlp"].build(mesh, style, plans["mlp"], child(state, "mlp"), activation)
 
     def attended(self, h_BSD: DTensor, step: DTensor | None) -> DTensor:
-        """attention(h_BSD), dropped out where there is a step."""
+        """attention(h_BSD), with dropout if there is a step."""
         return self.attention(h_BSD) if step is None else self.drop1(self.attention(h_BSD, step), step)
 
     def fed_forward(self, h_BSD: DTensor, step: DTensor | None) -> DTensor:
-        """mlp(h_BSD), dropped out where there is a step."""
+        """mlp(h_BSD), with dropout if there is a step."""
         return self.mlp(h_BSD) if step is None else self.drop2(self.mlp(h_BSD), step)
 
     def forward(self, x_BSD: DTensor, step: DTensor | None = None) -> DTensor:
@@ -129,8 +129,8 @@ STYLES = {"auto": Block, "typed": Block, "manual": Block}
 def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], **options: Any) -> nn.Module:
     """The block in one of the three styles; `state`: those of norm1, attention, norm2 and mlp, under these names.
 
-    options: those of `Block`; activation: of the MLP, or "swiglu" for the gated one; drop_rate: of the dropout where
-    there is a step; number: of the block in the model, from 0. Raises ValueError as `attention.build` does.
+    options: those of `Block`; activation: of the MLP, or "swiglu" for the gated one; drop_rate: of the dropout, active
+    when a step is given; number: of the block in the model, from 0. Raises ValueError as `attention.build` does.
     """
     check_plan(plan, PLANS)
     heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}

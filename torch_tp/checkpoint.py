@@ -1,14 +1,14 @@
 """Save a sharded module and its optimizer; load them at any tp degree, in either framework, bit for bit.
 
-    name               canonical: `blocks.0.attention.q.w` [in, out], whatever the framework calls and stores it
-    name.m, name.v     the moments of AdamW, laid out as the parameter
-    count              steps done, a scalar int64
+    name               canonical: `blocks.0.attention.q.w` [in, out], whatever the framework's own name and orientation
+    name.m, name.v     the moments of AdamW, with the layout of the parameter
+    count              number of steps done, a scalar int64
 
-Each device writes the shard that it holds (of replicas, the first device) and reads the part that it needs: nothing is
-gathered, and sent is only what went wrong. The files are in `parity.checkpoint_format`; all processes see the same file
-system.
-A module beside data parallelism (hybrid.py) is stored under the names of the one that it wraps: a checkpoint knows no
-parallelism. native_checkpoint.py has the framework's own format.
+Each device writes the shard that it holds (one device per set of replicas) and reads the part that it needs: nothing is
+gathered, and only error messages are sent. `parity.checkpoint_format` defines the files; all processes must see the
+same file system.
+A data-parallel module (hybrid.py) is stored under the names of the module that it wraps, so a checkpoint is independent
+of the parallelism. native_checkpoint.py writes the framework's own format.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
 
 
 def is_writer(tensor: DTensor) -> bool:
-    """Whether this process is the first of those that hold the same shard."""
-    root = tensor.device_mesh._get_root_mesh()  # replicas may lie along an axis that the tensor's own mesh leaves out
+    """Whether this process is the first of those that hold this shard."""
+    root = tensor.device_mesh._get_root_mesh()  # replicas may lie along an axis that is not in the tensor's own mesh
     where = dict(zip(root.mesh_dim_names or (), root.get_coordinate() or (), strict=True))
     own = dict(zip(tensor.device_mesh.mesh_dim_names or (), tensor.placements, strict=True))
-    # (Not `is_shard`: what `fully_shard` cuts within a tp shard, a `_StridedShard`, says that it is none.)
+    # Not `is_shard`, which is False for the `_StridedShard` that `fully_shard` makes of a tp shard.
     return all(place == 0 or (axis in own and not own[axis].is_replicate()) for axis, place in where.items())
 
 
 def native_names(names: Sequence[str], held: Iterable[str]) -> dict[str, str]:
-    """The module's names of its parameters by the canonical ones.
+    """The module's parameter names by canonical name.
 
-    Raises CheckpointError for a name that it has not got, and for a parameter that has no name.
+    Raises CheckpointError for a name that the module does not have, and for a parameter without a canonical name.
     """
     native, held = {name: native_name(name) for name in names}, set(held)
     for name, own in native.items():
@@ -58,12 +58,12 @@ def native_names(names: Sequence[str], held: Iterable[str]) -> dict[str, str]:
 
 
 def stored_name(name: str) -> str:
-    """A parameter's name in a checkpoint, which knows no parallelism: what `hybrid.py` wraps has its own name."""
+    """A parameter's name in a checkpoint: without the prefix that the wrapper of `hybrid.py` adds."""
     return name.removeprefix("inner.")
 
 
 def named_tensors(names: Sequence[str], module: nn.Module, optimizer: AdamW | None) -> dict[str, DTensor]:
-    """Parameters and moments by their canonical names, in the canonical layout; views of what the module holds."""
+    """Parameters and moments by canonical name and in canonical orientation, as views of the module's tensors."""
     params = dict(module.named_parameters())
     found = {}
     for name, native in native_names(names, params).items():
@@ -76,7 +76,7 @@ def named_tensors(names: Sequence[str], module: nn.Module, optimizer: AdamW | No
 
 
 def start_state(optimizer: AdamW, param: nn.Parameter) -> dict[str, torch.Tensor]:
-    """The optimizer's state of a parameter; made as AdamW makes it where there has been no step yet."""
+    """The optimizer's state of a parameter; created as AdamW does if there has been no step yet."""
     state: dict[str, torch.Tensor] = optimizer.state[param]
     if not state:
         state |= {"step": torch.tensor(0.0)} | {key: torch.zeros_like(param) for key in MOMENTS.values()}
@@ -90,10 +90,10 @@ def save(
     optimizer: AdamW | None = None,
     schedule: LambdaLR | None = None,
 ) -> None:
-    """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
+    """Write a checkpoint; collective. It appears at `directory` complete or not at all.
 
-    names: the canonical names of all parameters, which are the keys of the state that the module was built of.
-    Raises CheckpointError if there is something at `directory` already, or for names that are not the module's.
+    names: the canonical names of all parameters: the keys of the state that the module was built from.
+    Raises CheckpointError if `directory` exists, or for names that are not the module's.
     """
     rank = dist.get_rank()
     shards = []
@@ -116,9 +116,9 @@ def load(
     optimizer: AdamW | None = None,
     schedule: LambdaLR | None = None,
 ) -> None:
-    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now; all processes call it.
+    """Read a checkpoint into a module (and an optimizer with its schedule), however it is sharded; collective.
 
-    Raises CheckpointError for a checkpoint that is damaged, or is of another model.
+    Raises CheckpointError for a checkpoint that is damaged or belongs to another model.
     """
     tensors = named_tensors(names, module, optimizer)
 
@@ -137,13 +137,13 @@ def load(
 
 
 def together(directory: Path, work: Callable[[], Any]) -> None:
-    """Do it on all ranks, and wait; if one fails, all raise CheckpointError with the line that it says."""
+    """Run a function on all ranks and wait; if it fails on one, all raise CheckpointError with its message."""
     line, cause = "", None
     try:
         work()
     except CheckpointError as refused:
         line = str(refused)
-    except dcp.CheckpointException as failed:  # on every rank, with what each of them raised
+    except dcp.CheckpointException as failed:  # raised on every rank, with the errors of all
         cause = next(iter(failed.failures.values()))[0]
     except Exception as failed:  # a damaged file can make a reader raise anything
         cause = failed
@@ -155,7 +155,7 @@ def together(directory: Path, work: Callable[[], Any]) -> None:
 
 
 def resume(optimizer: AdamW, schedule: LambdaLR, count: int) -> None:
-    """Set what counts steps: AdamW's bias correction, and the learning rate of the schedule."""
+    """Set the step counts: of AdamW's bias correction and of the learning rate schedule."""
     for state in optimizer.state.values():
         state["step"].fill_(count)
     schedule.last_epoch = count

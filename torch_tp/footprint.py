@@ -1,14 +1,14 @@
-"""What one device computes and holds in a step: its own operations, by the shapes that it really has, and its memory.
+"""What one device computes and holds in a step: its operations, with their local shapes, and its memory.
 
     matmul       batch x [m, k] [k, n]: 2 batch m n k floating-point operations
-    memory       everything else that is no view: a pass over its operands and results, each read or written once
+    memory       every other operation but views: its operands and results, each read or written once
 
-    parameters, gradients, optimizer    as they lie between steps: shards, where they are sharded
-    activations                         of the peak: made by the forward pass, and there when the backward pass begins
-    temporaries                         of the peak: the rest, as gathered parameters and gradients of activations
-    total                               the peak; gradients may not be there yet
+    parameters, gradients, optimizer    as held between steps: shards, where they are sharded
+    activations                         part of the peak: made by the forward pass, held when the backward pass begins
+    temporaries                         part of the peak: the rest, e.g. gathered parameters, gradients of activations
+    total                               the peak; gradients may not be allocated yet
 
-Allocators round up and fragment; nothing of that is in these numbers.
+These are the bytes of the tensors: an allocator's rounding and fragmentation are not included.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_tp.trace import PRODUCTS, RecordCollectives
 
-# Operands of which rows are read, as many as the result has.
+# Operators that read only as many rows of an operand as the result has.
 LOOKUPS = ("aten::embedding", "aten::index", "aten::gather", "aten::index_select")
-# They allocate, or say something of a tensor, and move nothing.
+# Operators that allocate, or return metadata, and move no data.
 FREE = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::lift_fresh", "aten::set_", "aten::_local_scalar")
-OVERWRITTEN = ("aten::copy_", "aten::zero_", "aten::fill_")  # what they write they do not read
+OVERWRITTEN = ("aten::copy_", "aten::zero_", "aten::fill_")  # they write their output without reading it
 
 
 @dataclass(frozen=True)
 class Work:
-    """One operation of one device; m, n, k, batch of a matmul."""
+    """One operation of one device; m, n, k and batch are those of a matmul."""
 
     pass_: str
     kind: str  # "matmul" or "memory"
@@ -53,7 +53,7 @@ class Work:
 
 @dataclass
 class RecordFootprint(RecordCollectives):
-    """Record also every local operation inside `with RecordFootprint(mesh) as record`, and who holds which bytes."""
+    """Like RecordCollectives, but also records every local operation and every allocation."""
 
     work: Counter[Work] = field(default_factory=Counter)
 
@@ -63,7 +63,7 @@ class RecordFootprint(RecordCollectives):
         self._is_paused = False
 
     def __enter__(self) -> RecordFootprint:
-        """Leave out how DTensor finds out the global shape of a result: on tensors of that shape, once an operator."""
+        """Also pause recording while DTensor infers a result's shape, which it does on tensors of the global shape."""
         find_out = ShardingPropagator._propagate_tensor_meta_non_cached
 
         def unseen(*args: Any) -> Any:
@@ -99,17 +99,17 @@ class RecordFootprint(RecordCollectives):
 
 
 def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
-    """All tensors of nested lists and dicts."""
+    """All tensors in nested lists and dicts."""
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
 
 
 def describe_work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, pass_: str) -> Work:
-    """What a call of a local operator costs."""
+    """The flops or bytes of one call of a local operator."""
     name = func._schema.name
     written = list(tensors_in(result))
     for argument, value in zip(func._schema.arguments, args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write and not written:
-            written += tensors_in(value)  # in place, with no result
+            written += tensors_in(value)  # in-place operators that return nothing
     read = list(tensors_in([args, kwargs]))
     if name in OVERWRITTEN:
         read = read[1:]
@@ -126,24 +126,24 @@ def describe_work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resu
 
 
 def touched_bytes(tensor: torch.Tensor) -> int:
-    """The bytes of a tensor's elements; of one that is expanded, those that are there."""
+    """The bytes of a tensor's elements; for an expanded tensor, those of the elements that exist."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 @dataclass
 class Ledger:
-    """When which storage was allocated, resized and freed: events (storage, change in bytes), in order."""
+    """The allocations, resizes and frees of storages in order, as events (storage, change in bytes)."""
 
     events: list[tuple[int, int]] = field(default_factory=list)
-    turn: int | None = None  # the event at which the backward pass begins
+    turn: int | None = None  # index of the event at which the backward pass begins
 
     def __post_init__(self) -> None:
         self._keys: MutableMapping[torch.UntypedStorage, int] = WeakIdKeyDictionary()
         self._sizes: list[int] = []
-        self.resized: set[int] = set()  # as `fully_shard` does it with whole parameters
+        self.resized: set[int] = set()  # `fully_shard` resizes gathered parameters
 
     def hold(self, tensor: torch.Tensor) -> int:
-        """The key of the tensor's storage; new ones are counted from now on."""
+        """The key of the tensor's storage, which is counted from now on if it is new."""
         storage = tensor.untyped_storage()
         if storage not in self._keys:
             key = self._keys[storage] = len(self._sizes)
@@ -159,7 +159,7 @@ class Ledger:
 
     @contextmanager
     def watching_resizes(self) -> Iterator[None]:
-        """Follow `storage.resize_`, which no dispatch mode sees."""
+        """Track `storage.resize_`, which dispatch modes do not see."""
         resize = torch.UntypedStorage.resize_
 
         def watched(storage: torch.UntypedStorage, size: int) -> Any:
@@ -173,13 +173,13 @@ class Ledger:
             yield
 
     def keys(self, tensors: Iterable[torch.Tensor]) -> set[int]:
-        """Of the storages of these tensors."""
+        """The keys of the storages of these tensors."""
         return {self.hold(tensor) for tensor in tensors}
 
     def peak(self, classes: Mapping[str, set[int]]) -> dict[str, int]:
-        """Bytes by class, those of no class when most are held, and "total", the most that is held at once.
+        """Bytes by class; "total", the peak; and the unclassified bytes that are held at the peak.
 
-        What no class has is "activations" if it was there when the backward pass began, else "temporaries".
+        These are "activations" if they were held when the backward pass began, else "temporaries".
         """
         held, most, best = 0, 0, 0
         for i, (_, change) in enumerate(self.events):

@@ -1,4 +1,4 @@
-"""Every layer and model by its name: each module has PLANS, and `build(mesh, style, plan, state, **options)`."""
+"""The registry of layers and models: each module has PLANS and `build(mesh, style, plan, state, **options)`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Place arrays on the mesh, and say where the shards of a tensor are.
+"""Place arrays on the mesh, and describe where the shards of a tensor are.
 
 A layout in PyTorch is indexed by mesh axis: one placement for each axis, `Shard(dim)`, `Replicate()` or `Partial()`.
 """
@@ -16,49 +16,49 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-Layout = Placement | tuple[Placement, ...]  # on a mesh of one axis, or of several: one for each
+Layout = Placement | tuple[Placement, ...]  # a single placement for a mesh of one axis, else one per axis
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The layouts of one layer: of its input, its output and its parameters."""
+    """The layouts of a layer's input, output and parameters."""
 
     x: Layout
     y: Layout
-    params: Mapping[str, Layout] = field(default_factory=dict)  # by the parameter's name in the module
-    inputs: Mapping[str, Layout] = field(default_factory=dict)  # of further inputs, by name: labels, masks
-    constants: tuple[str, ...] = ()  # of the inputs: numbers that no gradient is wanted of
-    children: Mapping[str, Plan] = field(default_factory=dict)  # by the submodule's name
-    algorithm: str = ""  # of products on a grid: grid/product.py
+    params: Mapping[str, Layout] = field(default_factory=dict)  # keyed by the parameter's name in the module
+    inputs: Mapping[str, Layout] = field(default_factory=dict)  # further inputs by name: labels, masks
+    constants: tuple[str, ...] = ()  # inputs that need no gradient
+    children: Mapping[str, Plan] = field(default_factory=dict)  # keyed by the submodule's name
+    algorithm: str = ""  # for products on a grid: grid/product.py
 
 
-# Arrays, or tensors without values (`fake_group`): a model of the latter can be traced for devices that are not there.
+# Arrays, or tensors without data (`fake_group`), from which a model can be traced for devices that do not exist.
 State = Mapping[str, np.ndarray | torch.Tensor]
 
 
 def child(state: State, name: str) -> State:
-    """The part of a canonical state that belongs to a submodule: child({"up.w": a, "down.w": b}, "up") == {"w": a}."""
+    """The part of a canonical state of a submodule: child({"up.w": a, "down.w": b}, "up") == {"w": a}."""
     return {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
 
 
 def to_tensor(array: np.ndarray | torch.Tensor, device: str) -> torch.Tensor:
-    """A NumPy array as a tensor of the same dtype; bfloat16, which torch.from_numpy does not know, goes by its bits."""
+    """A NumPy array as a tensor of the same dtype; bfloat16 goes bitwise, as torch.from_numpy rejects it."""
     if isinstance(array, torch.Tensor):
-        return array.contiguous().to(device)  # FSDP refuses what is not contiguous
+        return array.contiguous().to(device)  # FSDP requires contiguous parameters
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(device)
     return torch.from_numpy(np.array(array, order="C")).to(device)
 
 
 def placements_of(layout: Layout) -> tuple[Placement, ...]:
-    """A placement for each mesh axis, on a mesh of one axis too."""
+    """A layout as a tuple with one placement per mesh axis."""
     return layout if isinstance(layout, tuple) else (layout,)
 
 
 def place(array: np.ndarray | torch.Tensor, mesh: DeviceMesh, placement: Layout) -> DTensor:
     """The global array (the same in every process) as a DTensor; each process keeps its shard, nothing is sent.
 
-    Raises ValueError for a dim that the mesh does not divide: DTensor would make uneven shards, JAX refuses too.
+    Raises ValueError for a dim that the mesh does not divide; DTensor would make uneven shards, JAX refuses too.
     """
     tensor, placements = to_tensor(array, mesh.device_type), placements_of(placement)
     _check_divisible(tensor, mesh, placements)
@@ -82,12 +82,12 @@ def native_name(name: str) -> str:
 
 
 def canonical(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A parameter (or its gradient) as `y = x w` has it: PyTorch stores the weight of a linear as [out, in]."""
+    """A parameter or gradient in the orientation of `y = x w`; PyTorch stores the weight of a linear as [out, in]."""
     return tensor.movedim(-1, 0) if name.rpartition(".")[2] == "w" else tensor
 
 
 def describe(tensor: DTensor) -> tuple[np.ndarray, list[tuple[int, int]], list[str]]:
-    """The shard of this process: its values, its [start, stop) in each dim, and the axes over which it is partial."""
+    """This process's shard: its values, its [start, stop) in each dim, and the axes over which it is partial."""
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     partial = [
         axis

@@ -1,4 +1,4 @@
-"""How long the collectives of the process group take. Payloads are S of nccl-tests, in bytes of float32 a rank.
+"""How long the collectives of the process group take. Payloads are S of nccl-tests: bytes of float32 per rank.
 
     kind               a rank's buffers, in elements (s = S / 4, n ranks)
     all_reduce         [s], in place
@@ -8,8 +8,8 @@
     broadcast          [s], from rank 0
     permute            [s] -> [s], to the next rank
 
-One call at a time, between ranks that wait for each other: what a step pays that needs the result at once. nccl-tests
-issues calls in a train, which hides their launches.
+Ranks are synchronised before every call, and each call is timed alone, as a step sees it that needs the result at once.
+nccl-tests issues calls back to back, which hides launch latency.
 
 Source: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
 """
@@ -28,9 +28,9 @@ REPEATS = 9
 
 
 def make_call(kind: str, payload_bytes: int, device: str) -> Callable[[], object] | None:
-    """The collective on buffers of its own, to be called as often as wanted; None where the backend has not got it.
+    """A function that runs the collective on its own buffers; None if the backend does not support it.
 
-    payload_bytes: S, a multiple of 4 bytes times the ranks.
+    payload_bytes: S, a multiple of 4 times the number of ranks.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     whole, received = torch.zeros(payload_bytes // 4, device=device), torch.empty(payload_bytes // 4, device=device)
@@ -53,7 +53,7 @@ def make_call(kind: str, payload_bytes: int, device: str) -> Callable[[], object
 
 
 def measure(kind: str, payload_bytes: int, device: str) -> list[float]:
-    """Seconds of each of REPEATS calls on this rank, after one cold call; none where the backend has not got it."""
+    """Seconds of each of REPEATS calls on this rank, after one cold call; empty if the backend lacks it."""
     call = make_call(kind, payload_bytes, device)
 
     def once() -> float:

@@ -1,4 +1,4 @@
-"""Join the group of processes (one a device) and build the device mesh from named axes."""
+"""Join the process group (one process per device) and build the device mesh from named axes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-# Who starts the processes says who they are: torchrun (and our launcher), Open MPI, MPICH and PALS (Derecho), Slurm.
+# The starters that set these variables: torchrun (and our launcher), Open MPI, MPICH and PALS (Derecho), Slurm.
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 WORLD_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS")
 LOCAL_RANK_VARIABLES = (
@@ -40,7 +40,7 @@ def join(device: str) -> tuple[int, int]:
     """Join the process group over gloo (cpu) or NCCL (cuda); returns (rank, number of processes).
 
     MASTER_ADDR and MASTER_PORT name the meeting point (this machine, port 29500, if unset).
-    Raises RuntimeError when there is no such device.
+    Raises RuntimeError if there is no such device.
     """
     rank, world = read_rank(RANK_VARIABLES, 0), read_rank(WORLD_VARIABLES, 1)
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
@@ -54,14 +54,14 @@ def join(device: str) -> tuple[int, int]:
 
 
 def leave() -> None:
-    """Leave the process group, all ranks together."""
+    """Leave the process group; collective."""
     dist.barrier()
     dist.destroy_process_group()
 
 
 @contextmanager
 def fake_group(num_devices: int, gpus_per_node: int = GPUS_PER_NODE) -> Iterator[None]:
-    """Be rank 0 of so many devices that are not there: collectives send nothing, tensors have shapes but no values.
+    """Act as rank 0 of a group of devices that do not exist: collectives send nothing, tensors have shapes but no data.
 
     What is dispatched inside is what each real rank would dispatch; meshes are made by `make_mesh(axes, "cpu")`.
     DTensor chooses as on nodes of gpus_per_node: its costs would take each CPU for a node of its own.

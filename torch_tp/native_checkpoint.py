@@ -1,12 +1,12 @@
-"""Save and load with PyTorch's own distributed checkpoint (DCP), at any tp degree, bit for bit, and checked.
+"""Save and load with PyTorch's distributed checkpoint (DCP), at any tp degree, bit for bit, with checksums.
 
     model.NAME                    parameters by their path in the module, as PyTorch stores them: weights are [out, in]
     optimizer.state.NAME.exp_avg  moments and step counts of AdamW; optimizer.param_groups.NAME.lr: its hyperparameters
     count                         steps done, an int64
 
-Any DCP program reads such a directory. To the neutral format of checkpoint.py, which the other framework reads: load
-here, save there. Beside what DCP writes there are checksums (parity/checkpoint_seal.py): DCP itself takes zeros in the
-middle of a file for numbers.
+Any DCP program can read such a directory. To convert to the neutral format, which the other framework reads, load with
+this module and save with checkpoint.py. Checksums are stored beside DCP's files (parity/checkpoint_seal.py): DCP itself
+reads a hole of zeros in a file as numbers.
 
 Source: https://docs.pytorch.org/docs/stable/distributed.checkpoint.html
 """
@@ -40,11 +40,11 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def state_of(module: nn.Module, optimizer: AdamW | None, schedule: LambdaLR | None) -> dict[str, Any]:
-    """What a checkpoint holds, by its name there; tensors are those of the module and the optimizer themselves."""
+    """The contents of a checkpoint by name; the tensors are the module's and the optimizer's own."""
     state = {f"model.{name}": value for name, value in get_model_state_dict(module).items()}
     if optimizer is not None:
         for param in module.parameters():
-            start_state(optimizer, param)  # PyTorch would make it by a step
+            start_state(optimizer, param)  # PyTorch would run a step to create it
         held = get_optimizer_state_dict(module, optimizer, options=FLAT)
         state |= {f"optimizer.{name}": value for name, value in held.items()}
     if schedule is not None:
@@ -53,9 +53,9 @@ def state_of(module: nn.Module, optimizer: AdamW | None, schedule: LambdaLR | No
 
 
 def save(directory: Path, module: nn.Module, optimizer: AdamW | None = None, schedule: LambdaLR | None = None) -> None:
-    """Write a checkpoint; all processes call it. It appears at `directory` complete, or not at all.
+    """Write a checkpoint; collective. It appears at `directory` complete or not at all.
 
-    Raises CheckpointError if there is something at `directory` already.
+    Raises CheckpointError if `directory` exists.
     """
     rank, part = dist.get_rank(), unfinished(directory)
     together(directory, lambda: begin(directory) if rank == 0 else None)
@@ -65,9 +65,9 @@ def save(directory: Path, module: nn.Module, optimizer: AdamW | None = None, sch
 
 
 def load(directory: Path, module: nn.Module, optimizer: AdamW | None = None, schedule: LambdaLR | None = None) -> None:
-    """Read a checkpoint into a module (and an optimizer with its schedule) as it is sharded now.
+    """Read a checkpoint into a module (and an optimizer with its schedule), however it is sharded; collective.
 
-    Raises CheckpointError for a checkpoint that is damaged, or is of another model.
+    Raises CheckpointError for a checkpoint that is damaged or belongs to another model.
     """
     together(directory, lambda: verify(directory, dist.get_rank(), dist.get_world_size()))
     state = state_of(module, optimizer, schedule)
@@ -81,7 +81,7 @@ def load(directory: Path, module: nn.Module, optimizer: AdamW | None = None, sch
 
 
 def contents(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of what a checkpoint holds; of what is no tensor, an empty shape and no dtype."""
+    """Shape and dtype of every entry of a checkpoint; an empty shape and no dtype for what is not a tensor."""
     held = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
     return {
         name: (tuple(entry.size), str(entry.properties.dtype).removeprefix("torch."))
@@ -92,7 +92,7 @@ def contents(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def shapes(state: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The same of a state."""
+    """Shape and dtype of every entry of a state, as in `contents`."""
     return {
         name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
         if isinstance(value, torch.Tensor)
@@ -102,5 +102,5 @@ def shapes(state: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def part_of(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names start with the prefix, without it."""
+    """The entries whose names start with the prefix, with the prefix removed."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,6 +1,6 @@
-"""AdamW with warm-up, cosine decay and clipping by the global norm: one rule, and all of its numbers given.
+"""AdamW with warm-up, cosine decay and clipping by the global norm: one rule, every hyperparameter explicit.
 
-    t      number of the step, from 1        N, W    all steps, steps of warm-up
+    t      number of the step, from 1        N, W    number of steps, of warm-up steps
 
     lr     = peak t / W                                              t <= W
              end + (peak - end) (1 + cos(pi (t - W) / (N - W))) / 2  after
@@ -12,12 +12,12 @@
 
     what differs            torch                             optax
     weight_decay            1e-2                              1e-4
-    eps                     beside the root                   beside the root; `eps_root`, 0, adds one under it
-    clipping                norm + 1e-6 below the line        norm, and only where norm >= max_norm
+    eps                     added to the root                 added to the root; `eps_root` (0) is added under it
+    clipping                divides by norm + 1e-6            divides by norm, only if norm >= max_norm
     schedule                sets `lr` of the optimizer        a function of an int32 count; optax's own give float32
     1 - b^t                 in Python, float64                in float32 unless `jax_enable_x64`
 
-Parameters, gradients and both moments are laid out alike, so each device updates its own shards; only the norm is sent.
+Parameters, gradients and moments have the same layout, so each device updates its own shards; only the norm is sent.
 Sources: Loshchilov & Hutter, https://arxiv.org/abs/1711.05101; Pascanu et al., https://arxiv.org/abs/1211.5063.
 """
 
@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
     """The hyperparameters of training."""
 
     num_steps: int
-    num_microbatches: int  # of one step, whose gradients are averaged
+    num_microbatches: int  # per step; their gradients are averaged
     peak_rate: float
     end_rate: float
     warmup_steps: int
@@ -48,7 +48,7 @@ class Recipe(NamedTuple):
     eps: float
     weight_decay: float
     max_norm: float
-    record_every: int = 1  # steps, after which parameters and moments are told
+    record_every: int = 1  # steps between records of parameters and moments
 
 
 def learning_rate(count: int, recipe: Recipe) -> float:
@@ -61,10 +61,10 @@ def learning_rate(count: int, recipe: Recipe) -> float:
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> tuple[AdamW, LambdaLR]:
-    """AdamW over the module's parameters as they are now, and its schedule.
+    """AdamW over the module's current parameters, and its schedule.
 
-    Build it after the module is sharded: `parallelize_module` puts new parameters in place of the old ones, and an
-    optimizer that holds the old ones moves nothing.
+    Build it after the module is sharded: `parallelize_module` replaces the parameters, and an optimizer that holds the
+    old ones updates nothing.
     """
     optimizer = AdamW(
         module.parameters(),
@@ -77,7 +77,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> tuple[AdamW, LambdaLR]:
 
 
 def moments(optimizer: AdamW, module: nn.Module) -> tuple[dict[str, DTensor], dict[str, DTensor]]:
-    """(m, v) by the parameter's path in the module; of those that the optimizer has updated."""
+    """(m, v) by the parameter's path in the module, for the parameters that the optimizer has updated."""
     states = {name: optimizer.state[param] for name, param in module.named_parameters() if param in optimizer.state}
     return (
         {name: state["exp_avg"] for name, state in states.items()},
@@ -86,10 +86,10 @@ def moments(optimizer: AdamW, module: nn.Module) -> tuple[dict[str, DTensor], di
 
 
 def global_norm(grads: Iterable[DTensor]) -> DTensor:
-    """The norm of the norms of all gradients: sharded ones count the sum over their devices, replicated ones once.
+    """The norm of all gradients: squares of sharded ones are summed over their devices, replicated ones count once.
 
-    One all-reduce, of a scalar for each sharded gradient. Given all gradients at once, `get_total_norm` sends a scalar
-    for the replicated ones too.
+    One all-reduce, with a scalar per sharded gradient. Given all gradients at once, `get_total_norm` would also send a
+    scalar per replicated one.
     """
     alike: dict[tuple[bool, ...], list[DTensor]] = {}  # by the mesh axes that shard them
     for grad in grads:

@@ -6,9 +6,9 @@
     w_DCF per device   [D, C, F/tp]
     y_BSCF per device  [B, S, C, F/tp]
 
-In memory the weights lie one after the other. Sharded as one matrix of C*F columns, a device would get columns of one
-linear only, and where y is taken apart again everything would have to move. Seen as C matrices, each is sharded by its
-own columns, and nothing moves. A checkpoint of the contiguous [D, C*F] is the same bytes.
+In memory the weights lie one after the other. Sharded as one matrix of C*F columns, a device could hold columns of one
+linear only, and splitting y again would move all of it. Viewed as C matrices, each sharded by columns, nothing moves.
+A checkpoint of the contiguous [D, C*F] has the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKED_COLUMN = Plan(x=Replicate(), y=Shard(3), params={"weight": Shard(1), "bia
 
 
 def linears(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
-    """All of them on whatever shards are given: x [B, S, D], w [C, F, D], b [C, F] -> [B, S, C, F]."""
+    """All C linears, on whatever shards are given: x [B, S, D], w [C, F, D], b [C, F] -> [B, S, C, F]."""
     y = linear(x, w.flatten(0, 1)).unflatten(-1, w.shape[:2])
     return y if b is None else y + b
 
@@ -58,13 +58,13 @@ class ShardedPackedLinear(nn.Module):
 
 
 class PackedColwiseParallel(ParallelStyle):
-    """`ColwiseParallel` for several weights in one: that shards dim 0, which here says which of them it is."""
+    """`ColwiseParallel` for packed weights: the original shards dim 0, which here is the index of the linear."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         return distribute_module(module, device_mesh, self.partition)
 
     def partition(self, _name: str, module: nn.Module, mesh: DeviceMesh) -> None:
-        """Replace the module's parameters by sharded ones."""
+        """Replace the module's parameters with sharded ones."""
         for name, parameter in module.named_parameters(recurse=False):
             sharded = distribute_tensor(parameter, mesh, [PACKED_COLUMN.params[name]], src_data_rank=None)
             module.register_parameter(name, nn.Parameter(sharded))

@@ -1,8 +1,8 @@
-"""What DTensor's propagation inserts into a program, given how its operands are laid out; no device is needed.
+"""Which collectives DTensor's sharding propagation inserts, given the layouts of the operands; needs no device.
 
-A program is a function of whole tensors. DTensor looks at one operator at a time: of the layouts that the operator can
-compute in, it takes the one that costs least to reach, by its own estimate, and redistributes the operands to it.
-Partial sums stay partial until somebody asks for more; here they are made whole at the end, as XLA makes them.
+A program is a function of global tensors. DTensor handles one operator at a time: among the layouts that the operator
+supports, it chooses the one that is cheapest to redistribute the operands to, by its own cost estimate.
+Partial sums stay partial until something forces their reduction; here they are reduced at the end, as XLA does.
 
 Sources: https://docs.pytorch.org/docs/stable/distributed.tensor.html;
 torch/distributed/tensor/_sharding_prop.py (the choice), _collective_utils.py (the costs).
@@ -44,7 +44,7 @@ PROGRAMS: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def layout_of(letters: Letters) -> tuple[Placement, ...]:
-    """("S0", "R") -> (Shard(0), Replicate()): a placement for each mesh axis."""
+    """("S0", "R") -> (Shard(0), Replicate()): a placement per mesh axis."""
     return tuple(Replicate() if letter == "R" else Shard(int(letter[1:])) for letter in letters)
 
 
@@ -54,16 +54,16 @@ def letters_of(layout: tuple[Placement, ...]) -> Letters:
 
 
 def operand(mesh: DeviceMesh, shape: tuple[int, ...], layout: tuple[Placement, ...], dtype: str) -> DTensor:
-    """A tensor without values, laid out over the mesh."""
+    """A tensor without data, laid out over the mesh."""
     whole = torch.empty(shape, dtype=getattr(torch, dtype), device=mesh.device_type)
     return distribute_tensor(whole, mesh, layout, src_data_rank=None)
 
 
 @contextmanager
 def all_to_alls_of_nccl() -> Iterator[None]:
-    """Let Shard(i) -> Shard(j) be the all-to-all that a CUDA mesh issues.
+    """Use the all-to-all that a CUDA mesh issues for Shard(i) -> Shard(j).
 
-    On a CPU mesh DTensor gathers the whole dim and keeps its chunk, as if gloo had no all-to-all.
+    On a CPU mesh DTensor all-gathers and keeps its chunk instead, as if gloo had no all-to-all.
     """
 
     def native(x: torch.Tensor, gather_dim: int, shard_dim: int, mesh: DeviceMesh, mesh_dim: int) -> torch.Tensor:
@@ -75,9 +75,9 @@ def all_to_alls_of_nccl() -> Iterator[None]:
 
 
 def partition(question: PartitionQuestion) -> tuple[list[Call], Letters]:
-    """What a device of the mesh dispatches, and the layout of the result. Inside `fake_group`.
+    """The collectives that one device dispatches, and the layout of the result. Call inside `fake_group`.
 
-    Raises what DTensor raises where it has no way to compute the program in these layouts.
+    Propagates DTensor's exception if it cannot compute the program in these layouts.
     """
     mesh = make_mesh(question.mesh, "cpu")
     layouts = map(layout_of, question.layouts)

@@ -1,4 +1,4 @@
-"""What a case asks for: one step with all its gradients, or some steps of training; each gives named tensors."""
+"""The tasks of a case: one step with all its gradients, or several training steps; each returns named tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPEATS = 5
 
 
 class Outcome(NamedTuple):
-    """What a task gives: tensors by their canonical names, times, and the collectives of one step."""
+    """The results of a task: tensors by canonical name, times, and the collectives of one step."""
 
     tensors: dict[str, DTensor]
     cold_s: float
@@ -34,14 +34,14 @@ class Outcome(NamedTuple):
 
 
 def place_batch(arrays: Mapping[str, np.ndarray], mesh: DeviceMesh, plan: Plan) -> Batch:
-    """The inputs by name, of those of the plan that there are, and the target, laid out as the plan says."""
+    """The plan's inputs that the batch has, by name, and the target, laid out as the plan says."""
     placements = {"x": plan.x, **plan.inputs}
     inputs = {name: place(arrays[name], mesh, layout) for name, layout in placements.items() if name in arrays}
     return inputs, place(arrays["target"], mesh, plan.y)
 
 
 def one_step(case: Case, mesh: DeviceMesh, arrays: Mapping[str, np.ndarray], device: str) -> Outcome:
-    """The task "step": output, loss and all gradients of one step, which moves nothing."""
+    """The task "step": output, loss and all gradients of one step, without an update."""
     layer = LAYERS[case.layer]
     if hasattr(layer, "check_inputs"):
         layer.check_inputs(arrays, **case.options)
@@ -67,7 +67,7 @@ def one_step(case: Case, mesh: DeviceMesh, arrays: Mapping[str, np.ndarray], dev
 
 
 def training(case: Case, mesh: DeviceMesh, arrays: Mapping[str, np.ndarray], device: str) -> Outcome:
-    """The task "train": loss and norm of every step, what else is recorded of some; the last one's collectives."""
+    """The task "train": loss and norm of every step, parameters and moments of some, the collectives of the last."""
     layer, recipe = LAYERS[case.layer], Recipe(**case.recipe)
     plan, state = layer.PLANS[case.plan], child(arrays, "params")
     module = layer.build(mesh, case.style, plan, state, **case.options)
@@ -90,7 +90,7 @@ def training(case: Case, mesh: DeviceMesh, arrays: Mapping[str, np.ndarray], dev
         for suffix, values in zip(("", ".m", ".v"), (params, *moments(optimizer, module)), strict=True):
             for name in state:
                 if native_name(name) in values:
-                    value = values[native_name(name)].detach().clone()  # the next step writes into it
+                    value = values[native_name(name)].detach().clone()  # the next step updates it in place
                     tensors[f"step{number}.{name}{suffix}"] = canonical(name, value)
     return Outcome(tensors, seconds[0], statistics.median(seconds[1:]), len(seconds) - 1, record.calls)
 

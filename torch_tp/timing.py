@@ -1,4 +1,4 @@
-"""How long a step takes: the first call, which traces and compiles, apart from the steady ones."""
+"""How long a step takes: the first call, which traces and compiles, separately from the steady ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Outputs = TypeVar("Outputs")
 
 
 def wait(device: str) -> None:
-    """Until the device has done what was dispatched: without this, only the dispatch is timed."""
+    """Block until the device has finished; otherwise only the dispatch would be timed."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def align(device: str) -> None:
-    """Until every rank is here: else the time of a collective contains the waiting for the last one."""
+    """Wait for all ranks; otherwise the time of a collective would include waiting for the last one to arrive."""
     dist.barrier()
     wait(device)
 

@@ -24,11 +24,11 @@ def _payload_of_result(args: tuple[Any, ...], result: torch.Tensor) -> torch.Ten
 
 
 def _payload_of_list(args: tuple[Any, ...], result: Any) -> torch.Tensor:
-    (tensor,) = args[0]  # more than one would be more than one payload
+    (tensor,) = args[0]  # several tensors would be several payloads
     return tensor
 
 
-# Which tensor is the payload (S as nccl-tests counts it): the whole buffer, the gathered output, the whole input.
+# The tensor whose size is the payload (S of nccl-tests): the whole buffer, the gathered output, the whole input.
 COLLECTIVES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "_c10d_functional::all_reduce": ("all_reduce", _payload_of_input),
     "_c10d_functional::all_gather_into_tensor": ("all_gather", _payload_of_result),
@@ -36,7 +36,7 @@ COLLECTIVES: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
     "_c10d_functional::all_to_all_single": ("all_to_all", _payload_of_input),
     "_c10d_functional::broadcast": ("broadcast", _payload_of_input),
     "_dtensor::shard_dim_alltoall": ("all_to_all", _payload_of_input),  # Shard(i) -> Shard(j), where NCCL carries it
-    # As `fully_shard` and `replicate` call them: the output is an argument.
+    # As `fully_shard` and `replicate` call them, with the output as an argument.
     "c10d::_allgather_base_": ("all_gather", lambda args, result: args[0]),
     "c10d::_reduce_scatter_base_": ("reduce_scatter", lambda args, result: args[1]),
     "c10d::allreduce_": ("all_reduce", _payload_of_list),
@@ -45,13 +45,13 @@ NAMESPACES = ("_c10d_functional", "c10d", "_dtensor")
 
 
 def _is_permute(args: tuple[Any, ...]) -> bool:
-    """Whether an all-to-all sends and receives all of its tensor in one split: one message a device."""
+    """Whether an all-to-all sends and receives its tensor as a single split, that is, one message per device."""
     _, receives, sends, _ = args
     return len(sends) > 1 and all(sum(size > 0 for size in splits) == 1 for splits in (receives, sends))
 
 
 def _group_of(name: str, args: tuple[Any, ...]) -> dist.ProcessGroup:
-    """The process group of a call: functional collectives take its name last, the others the group itself."""
+    """The process group of a call: the last argument of functional collectives is its name; others take the group."""
     if isinstance(args[-1], str):
         return dist.distributed_c10d._resolve_process_group(args[-1])
     return dist.ProcessGroup.unbox(args[1] if name == "c10d::allreduce_" else args[2])
@@ -65,14 +65,13 @@ PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 NOT_COLLECTIVES = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}
 PACKAGE = Path(__file__).parent
 HERE = ("trace.py", "footprint.py")
-HELPERS = ("collectives.py", "train.py", "tasks.py", "steps.py")  # a caller of these, or one in between, says more
+HELPERS = ("collectives.py", "train.py", "tasks.py", "steps.py")  # their callers are more informative
 
 
 def source_line() -> str:
-    """The innermost line of this package that is being run, but for helpers: "torch_tp/mlp.py:131".
+    """The innermost frame of this package outside the helpers, e.g. "torch_tp/mlp.py:131".
 
-    Nothing in the package calls the backward pass of a layer, so there it is a transpose in collectives.py, or the line
-    that starts the pass.
+    autograd calls the backward pass, so there it is a transpose in collectives.py, or the line that starts the pass.
     """
     lines, frame = [], sys._getframe(1)
     while frame is not None:
@@ -86,14 +85,21 @@ def source_line() -> str:
 
 @dataclass(frozen=True)
 class Call:
-    """One collective, as dispatched."""
+    """One collective, as dispatched.
+
+    is_async: whether a matrix product is dispatched between the collective and the first wait for its result, or, for
+    those of `fully_shard` and `replicate`, whether it runs on a stream of its own.
+    Under `fake_group` functional collectives are always awaited where they are issued: they take a fake tensor mode for
+    tracing and call `wait_tensor` at once, where eager PyTorch returns an AsyncCollectiveTensor. So for DTensor's own
+    collectives a traced step shows the least overlap that an eager step would have.
+    """
 
     kind: str
     axis: str
     dtype: str
     payload_bytes: int
     pass_: str  # "forward", "backward" or "optimizer"
-    is_async: bool = False  # a product is dispatched before anybody waits: work that takes long enough to hide it
+    is_async: bool = False
     source_line: str = ""
     op_name: str = ""
 
@@ -112,10 +118,10 @@ class RecordCollectives(TorchDispatchMode):
         super().__init__()
         names = self.mesh.mesh_dim_names or ()
         several = [name for name in names if self.mesh[name].size() > 1]
-        self._scopes: list[str] = []  # the names of the `record_function` that are open
+        self._scopes: list[str] = []  # names of the open `record_function` scopes
         self._num_products = 0
-        self._awaited: dict[int, tuple[int, int]] = {}  # storage -> its call, and how many products came before it
-        # By ranks: DTensor remembers operators by the mesh, and takes another one of the same ranks and names for ours.
+        self._awaited: dict[int, tuple[int, int]] = {}  # storage -> index of its call, number of products before it
+        # Keyed by ranks: DTensor caches operators by mesh, and may use the groups of an equal mesh made elsewhere.
         self._axes = {_ranks(self.mesh.get_group(name)): name for name in names}
         if len(several) > 1:
             self._axes[_ranks(self.mesh._flatten("+".join(names)).get_group())] = "+".join(several)
@@ -124,7 +130,7 @@ class RecordCollectives(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # let DTensor turn the operator into local operators and collectives first
+            return NotImplemented  # DTensor first decomposes the operator into local ones and collectives
         result = func(*args, **(kwargs or {}))
         if func.namespace == "profiler":
             self._scopes = [*self._scopes, args[0]] if "enter" in func._schema.name else self._scopes[:-1]
@@ -157,7 +163,7 @@ class RecordCollectives(TorchDispatchMode):
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 payload_bytes=tensor.numel() * tensor.element_size(),
                 pass_=self._pass(),
-                is_async=not is_functional,  # `fully_shard` and `replicate` have streams of their own for them
+                is_async=not is_functional,  # issued by `fully_shard` and `replicate` on their own streams
                 source_line=source_line(),
                 op_name=name,
             )

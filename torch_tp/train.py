@@ -17,7 +17,7 @@ from torch_tp.optimizer import Recipe, clip_by_global_norm
 
 
 class Step(NamedTuple):
-    """What a step gives; gradients are laid out as what they are the gradients of."""
+    """The results of a step; each gradient has the layout of what it is the gradient of."""
 
     loss: DTensor
     y: DTensor
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a step of training tells: of the parameters as they were before it."""
+    """What a training step reports about the parameters as they were before the update."""
 
     loss: DTensor
     norm: DTensor  # of the gradient, before clipping
@@ -36,9 +36,9 @@ Batch = tuple[Mapping[str, DTensor], DTensor]  # inputs by name, target
 
 
 def squared_error(y: DTensor, target: DTensor) -> DTensor:
-    """½ Σ (y - target)² over all elements; at least float32 inside: bfloat16 outputs are not summed in bfloat16.
+    """½ Σ (y - target)² over all elements, computed in at least float32 so that bfloat16 is not summed in bfloat16.
 
-    y, target: the same global shape and layout. A sharded y makes this one all-reduce of a scalar.
+    y, target: the same global shape and layout. For a sharded y this issues one all-reduce of a scalar.
     """
     wide = torch.promote_types(y.dtype, torch.float32)
     total = 0.5 * (y.to(wide) - target.to(wide)).square().sum()
@@ -46,17 +46,17 @@ def squared_error(y: DTensor, target: DTensor) -> DTensor:
 
 
 def training_loss(y: DTensor, target: DTensor) -> DTensor:
-    """What training minimises: y itself where it is a loss, a scalar, as that of a model is; else ½ Σ (y - target)²."""
+    """The loss: y itself if it is a scalar, as for a model, else ½ Σ (y - target)²."""
     return squared_error(y, target) if y.ndim else y
 
 
 def loss_and_gradients(
     module: nn.Module, inputs: Mapping[str, DTensor], target: DTensor, constants: Sequence[str] = ()
 ) -> Step:
-    """Forward and backward of ½ Σ (module(*inputs) - target)²; no gradient of the `constants` among the inputs.
+    """Forward and backward of ½ Σ (module(*inputs) - target)²; no gradients for the inputs named in `constants`.
 
-    The leaves of the graph are local tensors, as a training script has them: `from_local` then makes a gradient that is
-    still a partial sum whole, which a DTensor leaf would not.
+    The leaves of the graph are local tensors, as in a training script: `from_local` then all-reduces gradients that are
+    still partial sums, which a DTensor leaf would not.
     """
     module.zero_grad()
     leaves = {name: tensor.to_local().detach() for name, tensor in inputs.items()}
@@ -77,7 +77,7 @@ def loss_and_gradients(
 def train_step(
     module: nn.Module, optimizer: AdamW, schedule: LambdaLR, microbatches: Sequence[Batch], recipe: Recipe
 ) -> Update:
-    """Move the parameters once, by the mean of the microbatches' gradients: backward adds to the gradients it finds.
+    """Update the parameters once, by the mean of the microbatches' gradients, which accumulate in `.grad`.
 
     The name "optimizer" tells profilers and our trace which collectives are those of the update.
     """
@@ -96,7 +96,7 @@ def train_step(
 
 
 def like(local: torch.Tensor, other: DTensor) -> DTensor:
-    """A local shard as a DTensor of another's global shape and layout."""
+    """A local shard as a DTensor with the global shape and layout of another."""
     return DTensor.from_local(
         local, other.device_mesh, other.placements, run_check=False, shape=other.shape, stride=other.stride()
     )
