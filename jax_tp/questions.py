@@ -1,47 +1,50 @@
-"""Answers to questions about devices that are not there: `python -m jax_tp.worker RUN ORDERS --role questions`."""
+"""Answers to questions: `python -m jax_tp.worker RUN ORDERS`, RUN/questions.json."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 from jax.errors import JaxRuntimeError
-from jax.stages import Compiled
 
+from jax_tp.grid.bench import bench
 from jax_tp.grid.chain import chain
+from jax_tp.measure import measure
 from jax_tp.partitioners import partition, why_types_refuse
+from jax_tp.steps import trace_step
 from jax_tp.trace import why_no_a100_compiler
-from parity.files_contract import EventLog
-from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, read_questions
-from parity.worker_contract import file_name
+from parity.question_contract import (
+    Answer,
+    ChainQuestion,
+    CollectiveQuestion,
+    Measured,
+    PairsQuestion,
+    PartitionQuestion,
+    Question,
+)
+from parity.record import Record
+from parity.step_contract import StepOrder, StepTrace
 
 
-def answer_all(run: Path, ids: Sequence[str], environment: Mapping[str, Any]) -> None:
-    """Answer the questions of these ids, a line of the log each; needs no device, and joins no group."""
-    questions, log = read_questions(run), EventLog(run / "jax" / "rank0.jsonl")
-    log.append("hello", environment=dict(environment))
-    for question_id in ids:
-        log.append("start", case=question_id)
-        log.append("result", results=[answer(questions[question_id], run).to_json()])
-
-
-def answer(question: Question, run: Path) -> Answer:
-    """The program that XLA compiles for A100s, or why there is no compiler for them."""
-    if skipped := no_compiler():
+def answer(question: Question, rank: int, device: str) -> Record:
+    """Of questions of time what this rank says; else what XLA compiles for A100s, or why it cannot."""
+    match question:
+        case StepOrder():
+            skipped = why_no_a100_compiler()
+            return StepTrace("jax", question.id, skipped=skipped) if skipped else trace_step(question)
+        case PairsQuestion():
+            return bench(question.chain, rank, question.num_pairs)
+        case CollectiveQuestion():
+            return Measured(question.id, rank, tuple(measure(question.kind, question.payload_bytes, device)))
+    if skipped := why_no_a100_compiler():
         return Answer(question.id, skipped=skipped)
-    return answer_chain(question, run) if isinstance(question, ChainQuestion) else answer_partition(question, run)
+    return answer_chain(question) if isinstance(question, ChainQuestion) else answer_partition(question)
 
 
-def answer_chain(question: ChainQuestion, run: Path) -> Answer:
+def answer_chain(question: ChainQuestion) -> Answer:
     """The program, and the temporaries."""
     traced = chain(question)
-    hlo = write_program(traced.compiled, question, run)
-    return Answer(question.id, hlo=hlo, temporary_bytes=traced.temporary_bytes)
+    return Answer(question.id, hlo=traced.compiled.as_text(), temporary_bytes=traced.temporary_bytes)
 
 
-def answer_partition(question: PartitionQuestion, run: Path) -> Answer:
+def answer_partition(question: PartitionQuestion) -> Answer:
     """The program; or why there is none."""
     refused_by_types = why_types_refuse(question)
     try:
@@ -49,17 +52,4 @@ def answer_partition(question: PartitionQuestion, run: Path) -> Answer:
     except (ValueError, JaxRuntimeError) as error:  # by operation
         refused = f"{type(error).__name__}: {error}".splitlines()[0]
         return Answer(question.id, refused=refused, refused_by_types=refused_by_types)
-    hlo = write_program(compiled, question, run)
-    return Answer(question.id, hlo=hlo, output=output, refused_by_types=refused_by_types)
-
-
-no_compiler = functools.cache(why_no_a100_compiler)
-
-
-def write_program(compiled: Compiled, question: Question, run: Path) -> str:
-    """Write the scheduled HLO; returns the name of the file."""
-    file = file_name(question.id, "a100.hlo")
-    path = run / "jax" / "hlo" / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(compiled.as_text())
-    return file
+    return Answer(question.id, hlo=compiled.as_text(), output=output, refused_by_types=refused_by_types)

@@ -40,8 +40,8 @@ NOTES = (
 AXIS_TYPES = {"auto": AxisType.Auto, "typed": AxisType.Explicit, "manual": AxisType.Auto}
 
 
-def trace_step(order: StepOrder) -> tuple[StepTrace, str]:
-    """Compile the step; returns what XLA says of its memory, and the program. Raises ValueError as the layers do."""
+def trace_step(order: StepOrder) -> StepTrace:
+    """Compile the step: what XLA says of its memory, and the program. Raises ValueError as the layers' `build` do."""
     begin_s = time.monotonic()
     request = order.request
     devices = a100_devices(request.num_devices, request.gpus_per_node)
@@ -56,7 +56,7 @@ def trace_step(order: StepOrder) -> tuple[StepTrace, str]:
     flags = A100_OPTIONS | XLA_FLAGS[request.xla_flags].flags
     compiled, memory = run(module, mesh, batch, request.optimizer, flags)
     seconds, notes = time.monotonic() - begin_s, (*NOTES, flags_note(request.xla_flags, flags))
-    return StepTrace("jax", request.id, memory=memory, seconds=seconds, notes=notes), compiled.as_text()
+    return StepTrace("jax", request.id, memory=memory, seconds=seconds, notes=notes, hlo=compiled.as_text())
 
 
 def flags_note(name: str, flags: Mapping[str, bool | int]) -> str:

@@ -5,6 +5,7 @@ The second needs the CUDA plugin of the same version as jax and ptxas (the extra
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ def _equations(jaxpr: Jaxpr, outer: str, trips: int) -> Iterator[tuple[JaxprEqn,
                 yield from _equations(getattr(value, "jaxpr", value), stack, trips * length)
 
 
+@functools.cache
 def why_no_a100_compiler() -> str | None:
     """Why programs cannot be compiled for A100s here, in one line, or None if they can; found out by trying."""
     hint = "install the extra: pip install 'tp-parity[a100]'"

@@ -1,21 +1,17 @@
-"""Cases in, results out: `python -m jax_tp.worker RUN ORDERS`, one process a device, or one for several of a node.
+"""Cases or questions in, results or answers out: `python -m jax_tp.worker RUN ORDERS`, one process a device, or one for
+several of a node.
 
-RUN is the directory of the run, ORDERS a file with the ids of the cases to do. What comes out is in `parity.contract`.
-With `--role measure` the ids name collectives to time, KIND/RANKS/BYTES.
-With `--role steps` a single process traces whole steps, the orders in RUN/steps.json, for GPUs that are not there.
-With `--role trace` a single process compiles every case for A100s instead of running it.
-With `--role questions` a single process answers questions about devices that are not there.
-With `--role bench` the ids are of questions too, of products to time on the devices that are.
+RUN is the directory of the run, ORDERS a file with the ids of what to do. What comes out is in `parity.contract` and
+`parity.question_contract`. With `--role trace` a single process compiles for A100s that are not there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
-import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +20,15 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jax_tp.grid.bench import bench
 from jax_tp.layouts import describe
-from jax_tp.measure import measure
 from jax_tp.mesh import join, leave, make_mesh
-from jax_tp.questions import answer_all
-from jax_tp.steps import trace_step
+from jax_tp.questions import answer
 from jax_tp.tasks import MAKERS, PROGRAM, TASKS
 from jax_tp.trace import QUICK_OPTIONS, a100_devices, declared_collectives, why_no_a100_compiler
-from parity.contract import Case, Collective, Measured, Result, Shard, Timing, Trace
+from parity.contract import Case, Collective, Result, Shard, Timing, Trace
 from parity.files_contract import EventLog, load_arrays, save_arrays
-from parity.question_contract import read_questions
-from parity.step_contract import StepOrder, StepTrace, read_orders
-from parity.worker_contract import file_name, read_cases, watch_launcher
+from parity.record import Record
+from parity.worker_contract import Asked, file_name, read_asked, watch_launcher, work
 
 # XLA's CPU compiler then takes a fifth of its time for tiny programs, and makes slower ones.
 QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -91,12 +83,12 @@ def run_case(case: Case, run: Path, device: str) -> list[Result]:
     return results
 
 
-def trace_case(case: Case, run: Path, skipped: str | None) -> Trace:
+def trace_case(case: Case, run: Path) -> Trace:
     """Compile the step for A100s, and read off what its jaxpr declares; needs no device."""
+    if skipped := why_no_a100_compiler():
+        return Trace(case.id, None, (), skipped)
     arrays = load_arrays(run / "inputs" / f"{case.inputs}.safetensors")
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
-    if skipped:
-        return Trace(case.id, None, (), skipped)
     mesh = make_mesh(case.mesh, AXIS_TYPES[case.style], a100_devices(case.num_devices))
     jitted, arguments, *_ = MAKERS[case.task](case, mesh, shapes)
     with jax.set_mesh(mesh):
@@ -105,23 +97,6 @@ def trace_case(case: Case, run: Path, skipped: str | None) -> Trace:
     calls = declared_collectives(traced.jaxpr, mesh)
     declared = tuple(Collective(call.kind, call.axis, call.dtype, call.payload_bytes, 1, call.pass_) for call in calls)
     return Trace(case.id, hlo, declared)
-
-
-def trace_order(order: StepOrder, run: Path) -> StepTrace:
-    """Compile a whole step for GPUs that are not there; the harness reads the program that is written here."""
-    if skipped := why_no_a100_compiler():
-        return StepTrace("jax", order.request.id, skipped=skipped)
-    trace, hlo = trace_step(order)
-    path = run / "jax" / "hlo" / file_name(order.request.id, "hlo")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(hlo)
-    return trace
-
-
-def measure_collective(case_id: str, rank: int, device: str) -> Measured:
-    """Time the collective that `case_id` (KIND/RANKS/BYTES) names, over all ranks."""
-    kind, _, payload_bytes = case_id.split("/")
-    return Measured(case_id, rank, tuple(measure(kind, int(payload_bytes), device)))
 
 
 def coordinates(mesh: Mesh, rank: int) -> dict[str, int]:
@@ -158,60 +133,42 @@ def set_precision() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
-def main() -> int:
-    """Join the group, do the cases in order, leave. A case that raises ends the process: the group is out of step."""
+def do(asked: Asked, run: Path, rank: int, device: str, is_alone: bool) -> Trace | Sequence[Record]:
+    """The results or the trace of a case, or the answer to a question."""
+    if not isinstance(asked, Case):
+        return [answer(asked, rank, device)]
+    return trace_case(asked, run) if is_alone else run_case(asked, run, device)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What the launcher wants."""
     parser = argparse.ArgumentParser(prog="jax_tp.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("orders", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--local-devices", type=int, default=1, help="that this process drives")
     parser.add_argument("--quick", action="store_true", help="compile in less time programs that take more: no timings")
-    parser.add_argument("--role", choices=["ranks", "trace", "measure", "steps", "questions", "bench"], default="ranks")
-    parser.add_argument("--num-pairs", type=int, default=7, help="with --role bench: runs of each of the two")
-    arguments = parser.parse_args()
+    parser.add_argument("--role", choices=["ranks", "trace"], default="ranks")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Join the group, do what is asked, leave."""
+    arguments = parse_arguments()
+    run, device, is_alone = arguments.run, arguments.device, arguments.role == "trace"
     watch_launcher()
     jax.config.update("jax_enable_x64", True)
     set_precision()
     if arguments.quick:
         os.environ["XLA_FLAGS"] = f"{QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # the user's win
-    role = arguments.role
-    ids = json.loads(arguments.orders.read_text())["case_ids"]
-    if role == "questions":
-        jax.config.update("jax_platforms", "cpu")
-        answer_all(arguments.run, ids, {"python": platform.python_version(), "jax": jax.__version__})
-        return 0
-    is_alone = role in ("trace", "steps")
     if is_alone:
         jax.config.update("jax_platforms", "cpu")
-    rank = 0 if is_alone else join(arguments.device, arguments.local_devices)[0]
-    if role == "trace":
+    rank = 0 if is_alone else join(device, arguments.local_devices)[0]
+    log = EventLog(run / "jax" / ("trace.jsonl" if is_alone else f"rank{rank}.jsonl"))
+    asked = read_asked(run, arguments.orders)
+    if is_alone and any(isinstance(one, Case) for one in asked.values()):
         os.nice(10)  # it may run beside the ranks
-    skipped = why_no_a100_compiler() if role == "trace" else None
-    cases = read_cases(arguments.run) if role in ("ranks", "trace") else {}
-    orders = read_orders(arguments.run) if role == "steps" else {}
-    questions = read_questions(arguments.run) if role == "bench" else {}
-    log = EventLog(arguments.run / "jax" / (f"{role}.jsonl" if is_alone else f"rank{rank}.jsonl"))
-    log.append("hello", environment=environment("cpu" if is_alone else arguments.device))
-    for case_id in ids:
-        log.append("start", case=case_id)
-        try:
-            if role == "trace":
-                log.append("trace", trace=trace_case(cases[case_id], arguments.run, skipped).to_json())
-            elif role == "steps":
-                log.append("step", step=trace_order(orders[case_id], arguments.run).to_json())
-            elif role == "bench":
-                times = bench(questions[case_id], rank, arguments.num_pairs)
-                log.append("result", results=[times.to_json()])
-            elif role == "measure":
-                log.append("result", results=[measure_collective(case_id, rank, arguments.device).to_json()])
-            else:
-                results = run_case(cases[case_id], arguments.run, arguments.device)
-                log.append("result", results=[result.to_json() for result in results])
-        except Exception as error:
-            traceback.print_exc()
-            log.append("error", case=case_id, message=f"{type(error).__name__}: {error}".splitlines()[0])
-            sys.stderr.flush()
-            os._exit(1)  # leaving in order would wait for peers that wait for us
+    work(log, environment(device), asked, lambda one: do(one, run, rank, device, is_alone))
     if not is_alone:
         leave()
     return 0

@@ -1,66 +1,133 @@
-"""Put questions about devices that are not there to both frameworks, side by side."""
+"""Put questions to the frameworks: JSON to workers in interpreters of their own, typed answers back.
+
+What comes of a worker that dies, hangs or lacks a package is one line.
+"""
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, TypeVar
 
-from parity.calibrate.local import RanksFailedError
 from parity.contract import ContractError
 from parity.files_contract import read_events
 from parity.hlo import read_collectives
-from parity.launch import Group, Progress, run_group
-from parity.question_contract import Answer, Question
+from parity.launch import Group, Progress, run_group, signals_raise
+from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, write_questions
+from parity.record import Record
 
 START_LIMIT_S = 120.0
-QUESTION_LIMIT_S = 120.0
+ANSWER_LIMIT_S = 600.0  # the largest models take minutes to compile on a busy machine
+
+OnEvent = Callable[[Progress], None]
+
+
+class RanksFailedError(Exception):
+    """A worker died or hung; the message is one line for the user."""
+
+
+A = TypeVar("A", bound=Record)
+Failed = Callable[[str, str, str], A]  # framework, question's id, why in one line -> an answer
+
+
+@dataclass(frozen=True)
+class Answers(Generic[A]):
+    """What one framework says."""
+
+    environment: Mapping[str, Any]  # versions, device, backend; empty where no worker got as far as to say hello
+    by_id: Mapping[str, list[A]]  # question's id -> the answers of all ranks
 
 
 def ask(
-    directory: Path,
+    answer: type[A],
     questions: Sequence[Question],
-    commands: Mapping[str, tuple[str, ...]],
-    on_event: Callable[[Progress], None],
-) -> dict[str, dict[str, Answer]]:
-    """framework -> question's id -> its answer, with the collectives filled in; logs and programs in `directory`.
+    commands: Mapping[str, Sequence[str]],
+    on_event: OnEvent,
+    failed: Failed[A] | None = None,
+) -> dict[str, dict[str, A]]:
+    """framework -> question's id -> its answer. One process of each framework, side by side; needs no device.
 
-    `commands` starts each framework's worker. Raises RanksFailedError, and what `run_group` raises.
+    commands: framework -> how to start its worker, e.g. ("python", "-m", "torch_tp.worker").
+    failed: what is taken for the answer that a worker died of or hung in; without it the first failure ends all.
+    Raises RanksFailedError, and what `run_group` raises.
     """
-    (directory / "questions.json").write_text(json.dumps([asdict(question) for question in questions]))
-    ids = [question.id for question in questions]
+    stop = threading.Event()
 
-    def put(framework: str) -> None:
-        def listen(event: Progress) -> None:
-            if event.event == "error":
-                raise RanksFailedError(f"{framework}, asked {event.case}: {event.message}")
-            on_event(event)
+    def put(framework: str) -> dict[str, A]:
+        group = Group(framework, "trace", 1, tuple(commands[framework]), "cpu", ANSWER_LIMIT_S, START_LIMIT_S)
+        return {id_: one for id_, (one,) in _put(answer, questions, group, on_event, failed, stop).by_id.items()}
 
-        command = (*commands[framework], "--role", "questions")
-        group = Group(framework, "ranks", 1, command, "cpu", QUESTION_LIMIT_S, START_LIMIT_S)
-        run_group(directory, group, ids, listen)
-
-    with ThreadPoolExecutor(len(commands)) as pool:
-        for done in [pool.submit(put, framework) for framework in commands]:
-            done.result()
-    return {framework: read_answers(directory, framework, questions) for framework in commands}
+    with signals_raise(), ThreadPoolExecutor(len(commands)) as pool:
+        asked = {pool.submit(put, framework): framework for framework in commands}
+        try:
+            found = {asked[done]: done.result() for done in as_completed(asked)}
+        finally:
+            stop.set()
+    return {framework: found[framework] for framework in commands}
 
 
-def read_answers(directory: Path, framework: str, questions: Sequence[Question]) -> dict[str, Answer]:
-    """The answers in a framework's log, by question; JAX's collectives are read from the compiled programs."""
-    meshes = {question.id: question.mesh for question in questions}
-    answers = {}
-    for event in read_events(directory / framework / "rank0.jsonl"):
-        if event["event"] == "result":
-            (data,) = event["results"]
-            answer = Answer.from_json(data)
-            if answer.hlo is not None:
-                text = (directory / framework / "hlo" / answer.hlo).read_text()
-                ledger = read_collectives(text, meshes[answer.case])
+def ask_collectives(
+    questions: Sequence[PartitionQuestion | ChainQuestion], commands: Mapping[str, Sequence[str]], on_event: OnEvent
+) -> dict[str, dict[str, Answer]]:
+    """`ask`, with JAX's collectives read from the compiled programs. Raises ContractError where they cannot be."""
+    found = ask(Answer, questions, commands, on_event)
+    for framework, answers in found.items():
+        for one in questions:
+            if (hlo := answers[one.id].hlo) is not None:
+                ledger = read_collectives(hlo, one.mesh)
                 if ledger.gaps:
-                    raise ContractError(f"{framework}, asked {answer.case}: {ledger.gaps[0]}")
-                answer = replace(answer, collectives=ledger.collectives)
-            answers[answer.case] = answer
-    return answers
+                    raise ContractError(f"{framework}, asked {one.id}: {ledger.gaps[0]}")
+                answers[one.id] = replace(answers[one.id], collectives=ledger.collectives, hlo=None)
+    return found
+
+
+def ask_ranks(
+    answer: type[A],
+    questions: Sequence[Question],
+    framework: str,
+    command: Sequence[str],
+    num_ranks: int,
+    device: str,
+    on_event: OnEvent,
+) -> Answers[A]:
+    """The answers of so many ranks of one framework, on the devices of this machine.
+
+    Raises RanksFailedError, and what `run_group` raises.
+    """
+    local = num_ranks if framework == "jax" and device == "cpu" else 1  # as `parity run` does it
+    group = Group(framework, "ranks", num_ranks, tuple(command), device, ANSWER_LIMIT_S, START_LIMIT_S, local)
+    return _put(answer, questions, group, on_event)
+
+
+def _put(
+    answer: type[A],
+    questions: Sequence[Question],
+    group: Group,
+    on_event: OnEvent,
+    failed: Failed[A] | None = None,
+    stop: threading.Event | None = None,
+) -> Answers[A]:
+    """The answers of one group, which lives as long as this takes."""
+    by_id: dict[str, list[A]] = {one.id: [] for one in questions}
+
+    def listen(event: Progress) -> None:
+        if event.event == "error":
+            if failed is None:
+                raise RanksFailedError(f"{group.framework}, asked {event.case}: {event.message}")
+            by_id[str(event.case)] = [failed(group.framework, str(event.case), event.message)]
+        on_event(event)
+
+    with TemporaryDirectory(prefix="parity-") as folder:
+        write_questions(Path(folder), questions)
+        run_group(Path(folder), group, [one.id for one in questions], listen, stop)
+        logs = sorted((Path(folder) / group.framework).glob("*.jsonl"))
+        events = [event for log in logs for event in read_events(log)]
+    environment: Mapping[str, Any] = next((event["environment"] for event in events if event["event"] == "hello"), {})
+    for event in events:
+        for data in event.get("results", []):
+            by_id[data["case"]].append(answer.from_json(data))
+    return Answers(environment, by_id)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from parity.calibrate.local import RanksFailedError
-from parity.files_contract import read_events
-from parity.launch import Group, Progress, run_group
-from parity.question_contract import ChainQuestion, PairedTimes
+from parity.ask import OnEvent, ask_ranks
+from parity.question_contract import ChainQuestion, PairedTimes, PairsQuestion
 
 SIZES = {"M": 2048, "K": 2048, "N": 2048}
 PANELS = (256, 512, 1024, 2048)
-START_LIMIT_S, QUESTION_LIMIT_S = 120.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Ratio:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **asdict(self.question),
+            **self.question.to_json(),
             "ratios": self.ratios,
             "median": self.median,
             "range": (min(self.ratios), max(self.ratios)),
@@ -53,30 +48,17 @@ def bench_questions(
 
 
 def bench_grid(
-    directory: Path,
     framework: str,
-    command: tuple[str, ...],
+    command: Sequence[str],
     questions: Sequence[ChainQuestion],
     device: str,
     num_pairs: int,
-    on_event: Callable[[Progress], None],
+    on_event: OnEvent,
 ) -> list[Ratio]:
-    """The ratios of one framework. Raises RanksFailedError, and what `run_group` raises."""
-    (directory / "questions.json").write_text(json.dumps([asdict(question) for question in questions]))
-
-    def listen(event: Progress) -> None:
-        if event.event == "error":
-            raise RanksFailedError(f"{framework}, timing {event.case}: {event.message}")
-        on_event(event)
-
-    world = questions[0].num_devices
-    local = world if framework == "jax" and device == "cpu" else 1  # as `parity run` does it
-    command = (*command, "--role", "bench", "--num-pairs", str(num_pairs))
-    group = Group(framework, "ranks", world, command, device, QUESTION_LIMIT_S, START_LIMIT_S, local)
-    run_group(directory, group, [question.id for question in questions], listen)
-    events = [event for path in (directory / framework).glob("rank*.jsonl") for event in read_events(path)]
-    answers = [PairedTimes.from_json(one) for event in events if event["event"] == "result" for one in event["results"]]
-    return [Ratio(one, ratios_of([answer for answer in answers if answer.case == one.id])) for one in questions]
+    """The ratios of one framework. Raises as `ask_ranks` does."""
+    asked = [PairsQuestion(one, num_pairs) for one in questions]
+    found = ask_ranks(PairedTimes, asked, framework, command, questions[0].num_devices, device, on_event).by_id
+    return [Ratio(one, ratios_of(found[one.id])) for one in questions]
 
 
 def ratios_of(ranks: Sequence[PairedTimes]) -> tuple[float, ...]:

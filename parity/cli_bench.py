@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -67,9 +65,9 @@ def grid(
             for backward in ([False] if forward else [False, True])
             for question in bench_questions(given, axes, panel or PANELS, backward, dtype)
         ]
-        with progress_bar(len(commands) * len(questions)) as on_event, TemporaryDirectory(prefix="parity-") as scratch:
+        with progress_bar(len(commands) * len(questions)) as on_event:
             found = {
-                name: bench_grid(Path(scratch), name, command, questions, device, pairs, on_event)
+                name: bench_grid(name, command, questions, device, pairs, on_event)
                 for name, command in commands.items()
             }
     if as_json:

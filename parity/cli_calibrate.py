@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -139,11 +138,9 @@ def measure_here(
 ) -> None:
     """Measure with each framework, and write a machine of each: NAME-torch in PATH-torch.toml, and so for jax."""
     total = len(commands) * sum(len(questions(number, device)) for number in ranks)
-    with progress_bar(total) as on_event, TemporaryDirectory(prefix="parity-") as scratch:
+    with progress_bar(total) as on_event:
         fitted = {
-            framework: calibrate_local(
-                Path(scratch), framework, command, f"{name}-{framework}", base, ranks, device, on_event
-            )
+            framework: calibrate_local(framework, command, f"{name}-{framework}", base, ranks, device, on_event)
             for framework, command in commands.items()
         }
     figures = {

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from parity.ask import RanksFailedError
 from parity.calibrate import CalibrationError
-from parity.calibrate.local import RanksFailedError
 from parity.cases.family import CaseError
 from parity.contract import ContractError
 from parity.cost import CostError

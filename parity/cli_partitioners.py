@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from parity.ask import ask
+from parity.ask import ask_collectives
 from parity.cli_calibrate import print_json
 from parity.cli_common import (
     JaxPython,
@@ -62,8 +60,8 @@ def partitioners(
         sizes = {**DIMS, **given}
         commands = worker_commands(torch_python, jax_python)
         questions = questions_of(names, sizes, dtype)
-        with progress_bar(2 * len(questions)) as on_event, TemporaryDirectory(prefix="parity-") as scratch:
-            rows = rows_of(questions, ask(Path(scratch), questions, commands, on_event))
+        with progress_bar(2 * len(questions)) as on_event:
+            rows = rows_of(questions, ask_collectives(questions, commands, on_event))
     if rows[0].jax.skipped:
         error_console.print(f"XLA was not asked: {rows[0].jax.skipped}", soft_wrap=True, markup=False, highlight=False)
     by_program = {name: [row for row in rows if row.question.id.split("/")[0] == name] for name in names}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parity.cli_common import JaxPython, RefusedError, TorchPython, console, error_console, one_line_errors, parse_sizes
+from parity.cli_common import JaxPython, RefusedError, TorchPython, console, one_line_errors, parse_sizes, progress_bar
 from parity.cost import list_machines, load_machine
 from parity.cost.step import check_gpus
 from parity.predict import Prediction, Question, predict
@@ -170,8 +170,8 @@ class Tracer:
     def __call__(self, questions: Sequence[Question]) -> dict[str, Prediction]:
         requests = [question.request() for question in questions]
         commands = worker_commands(*self.pythons)
-        with error_console.status(f"tracing {len(requests)} step{'s' if len(requests) > 1 else ''} in each framework"):
-            traces = trace_steps(requests, commands)
+        with progress_bar(len(commands) * len(requests)) as on_event:
+            traces = trace_steps(requests, commands, on_event)
         self.is_traced = any(not one.skipped for answers in traces.values() for one in answers)
         return {
             question.id: predict(question, {name: answers[index] for name, answers in traces.items()})

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from parity.ask import ask
+from parity.ask import ask_collectives
 from parity.cli_calibrate import print_json
 from parity.cli_common import (
     JaxPython,
@@ -66,8 +65,8 @@ def scaling(
             raise RefusedError(f"--plot {plot}: there is no directory {plot.parent}")
         commands = worker_commands(torch_python, jax_python)
         questions = [*pair_questions(sizes), *block_questions()]
-        with progress_bar(2 * len(questions)) as on_event, TemporaryDirectory(prefix="parity-") as scratch:
-            answers = ask(Path(scratch), questions, commands, on_event)
+        with progress_bar(2 * len(questions)) as on_event:
+            answers = ask_collectives(questions, commands, on_event)
         if skipped := next((one.skipped for one in answers["jax"].values() if one.skipped), ""):
             error_console.print(f"XLA was not asked: {skipped}", soft_wrap=True, markup=False, highlight=False)
             del answers["jax"]

@@ -11,12 +11,13 @@ Workers import this module and the others named `*_contract`. Together they need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from parity.record import Record
 
 SCHEMA_VERSION = 2
 
@@ -42,7 +43,7 @@ class ContractError(Exception):
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Record):
     """One question put to both frameworks: this layer, this plan, this style, on this mesh, in this dtype.
 
     Shardings are not part of a case: it names a plan, each side writes the plan natively and reports the layout
@@ -73,13 +74,9 @@ class Case:
     def num_devices(self) -> int:
         return int(np.prod(list(self.mesh.values())))
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Case:
-        return cls(**data)
-
 
 @dataclass(frozen=True)
-class Collective:
+class Collective(Record):
     """`count` calls of one collective, each with `payload_bytes`.
 
     payload_bytes is S as nccl-tests defines it, in bytes a device: the whole buffer of an all-reduce, the gathered
@@ -95,19 +92,9 @@ class Collective:
     pass_: str = "forward"  # one of PASSES; the JSON key is "pass"
     source: str = ""  # where it came from, for people: an op name, a formula
 
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        data["pass"] = data.pop("pass_")
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Collective:
-        rest = {key: value for key, value in data.items() if key != "pass"}
-        return cls(pass_=data["pass"], **rest)
-
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(Record):
     """Where the part of a tensor that one device holds lies in the whole tensor."""
 
     global_shape: tuple[int, ...]
@@ -115,18 +102,9 @@ class Shard:
     dtype: str
     partial: tuple[str, ...] = ()  # mesh axes over which the value is still a partial sum
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Shard:
-        return cls(
-            global_shape=tuple(data["global_shape"]),
-            index=tuple((start, stop) for start, stop in data["index"]),
-            dtype=data["dtype"],
-            partial=tuple(data["partial"]),
-        )
-
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Record):
     """Seconds of one step on one rank: the first call (trace, compile, run), then the median of `repeats` more."""
 
     cold_s: float | None  # None where the program was compiled for an earlier case
@@ -137,7 +115,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Record):
     """What the device of one rank says of one case. The arrays themselves are in `arrays`, keyed as `shards` is."""
 
     case: str
@@ -149,29 +127,9 @@ class Result:
     collectives: tuple[Collective, ...] | None = None  # as dispatched (torch)
     hlo: str | None = None  # file name under <framework>/hlo/: compiled for the devices that ran (jax)
 
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        if self.collectives is not None:
-            data["collectives"] = [entry.to_json() for entry in self.collectives]
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Result:
-        collectives = data["collectives"]
-        return cls(
-            case=data["case"],
-            rank=data["rank"],
-            coordinates=dict(data["coordinates"]),
-            shards={name: Shard.from_json(shard) for name, shard in data["shards"].items()},
-            timing=Timing(**data["timing"]),
-            arrays=data["arrays"],
-            collectives=None if collectives is None else tuple(map(Collective.from_json, collectives)),
-            hlo=data["hlo"],
-        )
-
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(Record):
     """What a framework says of one case without running it on the devices of this machine.
 
     For JAX: the program that XLA compiles for A100s, and the collectives that its jaxpr declares.
@@ -181,26 +139,3 @@ class Trace:
     hlo: str | None  # file name under <framework>/hlo/
     declared: tuple[Collective, ...]
     skipped: str = ""  # why there is no `hlo`, in one line
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "declared": [entry.to_json() for entry in self.declared]}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Trace:
-        return cls(data["case"], data["hlo"], tuple(map(Collective.from_json, data["declared"])), data["skipped"])
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Seconds of each call of one collective on one rank; none where the backend has not got it."""
-
-    case: str  # KIND/RANKS/BYTES
-    rank: int
-    times_s: tuple[float, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Measured:
-        return cls(data["case"], data["rank"], tuple(data["times_s"]))

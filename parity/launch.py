@@ -39,7 +39,7 @@ class Group:
     """What to start: the processes of one framework that drive `world` devices, or the single one that only traces."""
 
     framework: str
-    role: str  # "ranks", "trace" or "steps"; the last two have world 1
+    role: str  # "ranks", or "trace", which has world 1
     world: int
     command: tuple[str, ...]  # up to and without RUN_DIR, e.g. ("python", "-m", "torch_tp.worker")
     device: str  # "cpu" or "cuda"

@@ -1,26 +1,29 @@
-"""Questions about devices that are not there, and the answers of a framework: what it sends, and what it holds.
+"""Questions to a framework and its answers: what it sends and holds on devices that are not there, how fast those are
+that are.
 
-The harness writes `questions.json`, each framework's worker (`--role questions`, one process, no devices) answers with
-one Answer each in its log. Bytes are of ONE device. Workers import this module, as they do `parity.contract`.
+The harness writes `questions.json` (`parity.ask`). Time is asked of the ranks of a group, everything else of one
+process without devices (`--role trace`); the answers stand in their logs. Bytes are of ONE device. Whole steps of
+training are in `parity.step_contract`. Workers import this module, as they do `parity.contract`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from parity.contract import Collective
+from parity.record import Record
+from parity.step_contract import StepOrder
 
 # For each mesh axis, outermost first: "R" replicated, "S0", "S1", ... the dim that it shards, "P" a partial sum.
 Letters = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class PartitionQuestion:
+class PartitionQuestion(Record):
     """What does the partitioner insert, given how the operands are laid out, and perhaps how the result is wanted?"""
 
     id: str
@@ -30,7 +33,6 @@ class PartitionQuestion:
     layouts: tuple[Letters, ...]  # of each operand
     output: Letters | None  # None leaves the layout of the result to the partitioner; but no partial sum is left
     dtype: str
-    topic: str = "partition"
 
     @property
     def num_devices(self) -> int:
@@ -38,7 +40,7 @@ class PartitionQuestion:
 
 
 @dataclass(frozen=True)
-class ChainQuestion:
+class ChainQuestion(Record):
     """What do the products x w_1 w_2 ... send and hold, multiplied by one plan on a mesh?
 
     x has `rows` rows, w_i is [widths[i-1], widths[i]].
@@ -52,39 +54,68 @@ class ChainQuestion:
     panel: int  # of plan "summa"; 0 where it has none
     backward: bool  # whether the gradients of x and of every w are asked for, too
     dtype: str
-    topic: str = "chain"
 
     @property
     def num_devices(self) -> int:
         return math.prod(self.mesh.values())
 
 
-Question = PartitionQuestion | ChainQuestion
+@dataclass(frozen=True)
+class PairsQuestion(Record):
+    """How long do the products of `chain` take on the devices that there are, in turns with those by `gathered`?"""
+
+    chain: ChainQuestion
+    num_pairs: int
+
+    @property
+    def id(self) -> str:
+        return self.chain.id
 
 
-def question_from_json(data: Mapping[str, Any]) -> Question:
-    """The question that `dataclasses.asdict` made this of."""
-    if data["topic"] == "chain":
-        return ChainQuestion(**{**data, "widths": tuple(data["widths"])})
-    layouts, output = tuple(map(tuple, data["layouts"])), data["output"]
-    shapes = tuple(map(tuple, data["shapes"]))
-    return PartitionQuestion(
-        **{**data, "shapes": shapes, "layouts": layouts, "output": None if output is None else tuple(output)}
-    )
+@dataclass(frozen=True)
+class CollectiveQuestion(Record):
+    """How long does this collective take over all ranks?"""
+
+    kind: str  # one of parity.contract.KINDS
+    num_ranks: int
+    payload_bytes: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.kind}/{self.num_ranks}/{self.payload_bytes}"
+
+
+Question = PartitionQuestion | ChainQuestion | PairsQuestion | CollectiveQuestion | StepOrder
+KINDS: dict[str, type[Question]] = {
+    "partition": PartitionQuestion,
+    "chain": ChainQuestion,
+    "pairs": PairsQuestion,
+    "collective": CollectiveQuestion,
+    "step": StepOrder,
+}
+
+
+def write_questions(run: Path, questions: Iterable[Question]) -> None:
+    """Write `questions.json`."""
+    names = {kind: name for name, kind in KINDS.items()}
+    content = [{"kind": names[type(one)], "question": one.to_json()} for one in questions]
+    (run / "questions.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_questions(run: Path) -> dict[str, Question]:
     """The questions of a run, by id."""
-    return {data["id"]: question_from_json(data) for data in json.loads((run / "questions.json").read_text())}
+    content = json.loads((run / "questions.json").read_text(encoding="utf-8"))
+    questions = [KINDS[entry["kind"]].from_json(entry["question"]) for entry in content]
+    return {question.id: question for question in questions}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One framework's answer to the question `case`."""
+class Answer(Record):
+    """One framework's answer to a PartitionQuestion or a ChainQuestion: `case`."""
 
     case: str
     collectives: tuple[Collective, ...] = ()  # as dispatched (torch)
-    hlo: str | None = None  # file name under <framework>/hlo/: compiled for A100s (jax)
+    hlo: str | None = None  # the program, compiled for A100s (jax)
     on_cpu: tuple[Collective, ...] = ()  # the same choices as a CPU mesh carries them out, where it differs (torch)
     output: Letters = ()  # the layout of the result
     temporary_bytes: int | None = None  # the peak of what is held beside operands and results
@@ -92,31 +123,21 @@ class Answer:
     skipped: str = ""  # why it could not be put, in one line: no compiler for A100s (jax)
     refused_by_types: str = ""  # why explicit sharding refuses the program (jax)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "collectives": [entry.to_json() for entry in self.collectives],
-            "on_cpu": [entry.to_json() for entry in self.on_cpu],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Answer:
-        lists = {name: tuple(map(Collective.from_json, data[name])) for name in ("collectives", "on_cpu")}
-        return cls(**{**data, **lists, "output": tuple(data["output"])})
-
 
 @dataclass(frozen=True)
-class PairedTimes:
-    """Seconds on one rank of the products of the ChainQuestion `case`, and of the same by `gathered`, in turns."""
+class PairedTimes(Record):
+    """Seconds on one rank of the products of a PairsQuestion, and of the same by `gathered`, in turns."""
 
     case: str
     rank: int
     baseline_s: tuple[float, ...]
     times_s: tuple[float, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PairedTimes:
-        return cls(data["case"], data["rank"], tuple(data["baseline_s"]), tuple(data["times_s"]))
+@dataclass(frozen=True)
+class Measured(Record):
+    """Seconds on one rank of each call of a CollectiveQuestion; none where the backend has not got the collective."""
+
+    case: str
+    rank: int
+    times_s: tuple[float, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def check_new(directory: Path) -> None:
 
 def write_run(directory: Path, cases: Sequence[Case], settings: Mapping[str, Any]) -> None:
     """Write `run.json`."""
-    content = {"schema_version": SCHEMA_VERSION, "settings": settings, "cases": [asdict(case) for case in cases]}
+    content = {"schema_version": SCHEMA_VERSION, "settings": settings, "cases": [case.to_json() for case in cases]}
     (directory / "run.json").write_text(json.dumps(content, indent=1))
 
 

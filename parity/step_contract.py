@@ -1,19 +1,18 @@
 """What crosses the border when a whole step of training is traced for a mesh of GPUs that nobody has at hand.
 
-The harness writes `steps.json` (the orders); each framework's worker (`--role steps`) answers each with one StepTrace,
-a line in `<framework>/steps.jsonl`. Everything in a trace is of ONE device of the mesh, from the shapes that it really
-has. JAX's worker writes the program that XLA compiled, and the harness reads collectives and operations from that.
+A StepOrder is a question (`parity.question_contract`), a StepTrace one framework's answer. Everything in a trace is of
+ONE device of the mesh, from the shapes that it really has. JAX answers with the program that XLA compiled, and the
+harness reads collectives and operations from that.
 Standard library only; workers import it, as they do `parity.contract`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
+
+from parity.record import Record
 
 OPERATIONS = ("matmul", "attention", "memory")
 
@@ -48,7 +47,7 @@ XLA_FLAGS = {
 
 
 @dataclass(frozen=True)
-class StepRequest:
+class StepRequest(Record):
     """One question: what does one GPU do, send and hold in a step of this model, in this plan, on this mesh?"""
 
     id: str
@@ -68,16 +67,9 @@ class StepRequest:
     def num_devices(self) -> int:
         return prod(self.mesh.values())
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StepRequest:
-        return cls(**data)
-
 
 @dataclass(frozen=True)
-class StepOrder:
+class StepOrder(Record):
     """A request with the global shapes of what the model takes: a worker needs no table of models."""
 
     request: StepRequest
@@ -85,23 +77,13 @@ class StepOrder:
     batch: dict[str, tuple[int, ...]]  # the inputs in the order of the model's arguments, then "target"
     ids: tuple[str, ...]  # those of the batch that are integers
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "request": self.request.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StepOrder:
-        params, batch = ({name: tuple(shape) for name, shape in data[key].items()} for key in ("params", "batch"))
-        return cls(StepRequest.from_json(data["request"]), params, batch, tuple(data["ids"]))
-
-
-def read_orders(run: Path) -> dict[str, StepOrder]:
-    """The steps to trace, by the id of the request."""
-    orders = map(StepOrder.from_json, json.loads((run / "steps.json").read_text(encoding="utf-8"))["orders"])
-    return {order.request.id: order for order in orders}
+    @property
+    def id(self) -> str:
+        return self.request.id
 
 
 @dataclass(frozen=True)
-class TracedCollective:
+class TracedCollective(Record):
     """`count` calls of one collective, each with `payload_bytes` (S as nccl-tests defines it, as in parity.contract).
 
     `count` has the trips of the loops in it: a collective in a loop of 32 counts 32. Where the number of trips is
@@ -121,22 +103,9 @@ class TracedCollective:
     # The own work that is scheduled between the start and the end of one call; None where the trace has no schedule.
     beside: tuple[Operation, ...] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        data["pass"] = data.pop("pass_")
-        data["beside"] = None if self.beside is None else [one.to_json() for one in self.beside]
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TracedCollective:
-        rest = {key: value for key, value in data.items() if key not in ("pass", "beside")}
-        beside = data["beside"]
-        found = None if beside is None else tuple(map(Operation.from_json, beside))
-        return cls(pass_=data["pass"], beside=found, **rest)
-
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(Record):
     """`count` times the same work of one GPU: batch x [m, k] @ [k, n], or a pass over memory.
 
     flops and moved_bytes (read and written) are of ONE of the `count`. m, n, k, batch are 0 for kind "memory".
@@ -155,19 +124,9 @@ class Operation:
     count: int = 1
     name: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        data["pass"] = data.pop("pass_")
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Operation:
-        rest = {key: value for key, value in data.items() if key != "pass"}
-        return cls(pass_=data["pass"], **rest)
-
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Record):
     """Bytes of one GPU, by what they hold.
 
     Parameters, gradients and optimizer as they lie at the end of the step, the rest at its peak.
@@ -181,48 +140,17 @@ class Memory:
     total: int  # the peak; not always the sum: at the peak the gradients may not be there yet
     source: str = ""  # "XLA memory analysis" or "torch tracer"
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Memory:
-        return cls(**data)
-
 
 @dataclass(frozen=True)
-class StepTrace:
+class StepTrace(Record):
     """One framework's answer to one request; empty but for `skipped` where it could not be traced."""
 
     framework: str
-    request: str  # its id
+    case: str  # the id of the request
     collectives: tuple[TracedCollective, ...] = ()
     operations: tuple[Operation, ...] = ()
     memory: Memory | None = None
     seconds: float = 0.0  # how long the tracing took
     skipped: str = ""  # why there is no trace, in one line, e.g. which extra to install
-    notes: tuple[str, ...] = field(default=())  # what is modelled how, in one line each
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "framework": self.framework,
-            "request": self.request,
-            "collectives": [entry.to_json() for entry in self.collectives],
-            "operations": [entry.to_json() for entry in self.operations],
-            "memory": None if self.memory is None else self.memory.to_json(),
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> StepTrace:
-        return cls(
-            framework=data["framework"],
-            request=data["request"],
-            collectives=tuple(map(TracedCollective.from_json, data["collectives"])),
-            operations=tuple(map(Operation.from_json, data["operations"])),
-            memory=None if data["memory"] is None else Memory.from_json(data["memory"]),
-            seconds=data["seconds"],
-            skipped=data["skipped"],
-            notes=tuple(data["notes"]),
-        )
+    notes: tuple[str, ...] = ()  # what is modelled how, in one line each
+    hlo: str | None = None  # the program that XLA compiled (jax), until the harness has read it

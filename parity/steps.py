@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from parity.ask import OnEvent, ask
 from parity.cases.family import CaseError, Family
 from parity.cases.notation import shape_of
-from parity.files_contract import read_events
 from parity.hlo import read_collectives
 from parity.hlo.ledger import HloCollective
 from parity.hlo.operations import read_operations, stacked_bytes, uncounted_work
 from parity.hlo.text import parse_module
-from parity.launch import Group, Progress, run_group
 from parity.presets import FAMILIES
 from parity.step_contract import StepOrder, StepRequest, StepTrace, TracedCollective
-from parity.worker_contract import file_name
-
-START_LIMIT_S = 120.0
-STEP_LIMIT_S = 600.0
 
 
 def family_of_request(request: StepRequest) -> Family:
@@ -54,46 +45,29 @@ def make_order(request: StepRequest) -> StepOrder:
 
 
 def trace_steps(
-    requests: Sequence[StepRequest],
-    commands: Mapping[str, Sequence[str]],
-    on_event: Callable[[Progress], None] = lambda _: None,
+    requests: Sequence[StepRequest], commands: Mapping[str, Sequence[str]], on_event: OnEvent = lambda _: None
 ) -> dict[str, list[StepTrace]]:
     """framework -> one StepTrace a request, in their order; what a framework refuses is skipped, with its words.
 
-    commands: framework -> how to start its worker, up to and without RUN_DIR, e.g. ("python", "-m", "torch_tp.worker").
-    All frameworks at once. Raises LaunchError when a command cannot be started.
+    Raises what `ask` raises.
     """
-    with tempfile.TemporaryDirectory(prefix="parity-steps-") as folder, ThreadPoolExecutor(len(commands)) as pool:
-        run_dir = Path(folder)
-        orders = [make_order(request).to_json() for request in requests]
-        (run_dir / "steps.json").write_text(json.dumps({"orders": orders}), encoding="utf-8")
 
-        def trace(framework: str) -> list[StepTrace]:
-            group = Group(framework, "steps", 1, tuple(commands[framework]), "cpu", STEP_LIMIT_S, START_LIMIT_S)
-            run_group(run_dir, group, [request.id for request in requests], on_event)
-            return [read_trace(run_dir, framework, request) for request in requests]
+    def failed(framework: str, request: str, why: str) -> StepTrace:
+        return StepTrace(framework, request, skipped=why)
 
-        return dict(zip(commands, pool.map(trace, commands), strict=True))
-
-
-def read_trace(run_dir: Path, framework: str, request: StepRequest) -> StepTrace:
-    """What the worker says of the request; with the collectives of the compiled program, where it wrote one."""
-    for event in read_events(run_dir / framework / "steps.jsonl"):
-        if event["event"] == "step" and event["step"]["request"] == request.id:
-            trace = StepTrace.from_json(event["step"])
-            hlo = run_dir / framework / "hlo" / file_name(request.id, "hlo")
-            return read_program(trace, hlo.read_text(encoding="utf-8"), request) if hlo.exists() else trace
-    errors = [
-        event["message"]
-        for event in read_events(run_dir / framework / "launcher.jsonl")
-        if event["event"] == "error" and event["case"] == request.id
-    ]
-    return StepTrace(framework, request.id, skipped=errors[-1])
+    orders = [make_order(request) for request in requests]
+    found = ask(StepTrace, orders, commands, on_event, failed)
+    return {
+        framework: [read_program(answers[request.id], request) for request in requests]
+        for framework, answers in found.items()
+    }
 
 
-def read_program(trace: StepTrace, hlo: str, request: StepRequest) -> StepTrace:
-    """The trace with what stands in the compiled program: collectives, operations, and what its loops keep."""
-    ledger, module = read_collectives(hlo, request.mesh), parse_module(hlo)
+def read_program(trace: StepTrace, request: StepRequest) -> StepTrace:
+    """The trace with what stands in the compiled program, if it has one: collectives, operations, what loops keep."""
+    if trace.hlo is None:
+        return trace
+    ledger, module = read_collectives(trace.hlo, request.mesh), parse_module(trace.hlo)
     gaps = [f"figures are too low or too high: {gap}" for gap in (*ledger.gaps, *uncounted_work(module))]
     memory = trace.memory
     if memory is not None:
@@ -105,6 +79,7 @@ def read_program(trace: StepTrace, hlo: str, request: StepRequest) -> StepTrace:
         operations=read_operations(module),
         memory=memory,
         notes=(*trace.notes, *ledger.notes, *gaps),
+        hlo=None,
     )
 
 

@@ -154,11 +154,10 @@ class Worker:
 def finished_case(event: Mapping[str, Any]) -> str | None:
     """The case that an event finishes on its rank, if it does."""
     match event:
-        case (
-            {"event": "result", "results": [{"case": str(case)}, *_]}
-            | {"event": "trace", "trace": {"case": str(case)}}
-            | {"event": "step", "step": {"request": str(case)}}
-        ):
+        case {"event": "result", "results": [{"case": str(case)}, *_]} | {
+            "event": "trace",
+            "trace": {"case": str(case)},
+        }:
             return case
     return None
 

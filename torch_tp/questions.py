@@ -1,42 +1,50 @@
-"""Answers to questions about devices that are not there: `python -m torch_tp.worker RUN ORDERS --role questions`."""
+"""Answers to questions: `python -m torch_tp.worker RUN ORDERS`, RUN/questions.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from parity.contract import Collective
-from parity.files_contract import EventLog
-from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, read_questions
+from parity.question_contract import (
+    Answer,
+    ChainQuestion,
+    CollectiveQuestion,
+    Measured,
+    PairsQuestion,
+    PartitionQuestion,
+    Question,
+)
+from parity.record import Record
+from parity.step_contract import StepOrder
+from torch_tp.grid.bench import bench
 from torch_tp.grid.chain import chain
+from torch_tp.measure import measure
 from torch_tp.mesh import fake_group
 from torch_tp.partitioners import all_to_alls_of_nccl, partition
+from torch_tp.steps import trace_step
 from torch_tp.trace import Call
 
 
-def answer_all(run: Path, ids: Sequence[str], environment: Mapping[str, Any]) -> None:
-    """Answer the questions of these ids, a line of the log each; needs no device, and joins no group."""
-    questions, log = read_questions(run), EventLog(run / "torch" / "rank0.jsonl")
-    log.append("hello", environment=dict(environment))
-    for question_id in ids:
-        log.append("start", case=question_id)
-        log.append("result", results=[answer(questions[question_id], run).to_json()])
-
-
-def answer(question: Question, run: Path) -> Answer:
-    """What a device of the mesh dispatches, as rank 0 of a group that is not there."""
+def answer(question: Question, rank: int, device: str) -> Record:
+    """Of questions of time what this rank says; else what rank 0 says, in a group that is not there."""
+    match question:
+        case StepOrder():
+            return trace_step(question)
+        case PairsQuestion():
+            return bench(question.chain, rank, device, question.num_pairs)
+        case CollectiveQuestion():
+            return Measured(question.id, rank, tuple(measure(question.kind, question.payload_bytes, device)))
     with fake_group(question.num_devices):
-        return answer_chain(question, run) if isinstance(question, ChainQuestion) else answer_partition(question, run)
+        return answer_chain(question) if isinstance(question, ChainQuestion) else answer_partition(question)
 
 
-def answer_chain(question: ChainQuestion, run: Path) -> Answer:
+def answer_chain(question: ChainQuestion) -> Answer:
     """The collectives, and the temporaries."""
     traced = chain(question)
     return Answer(question.id, as_collectives(traced.calls), temporary_bytes=traced.temporary_bytes)
 
 
-def answer_partition(question: PartitionQuestion, run: Path) -> Answer:
+def answer_partition(question: PartitionQuestion) -> Answer:
     """The collectives that a CUDA mesh issues, and those of a CPU mesh where they differ; or why there are none."""
     try:
         with all_to_alls_of_nccl():

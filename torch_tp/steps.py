@@ -58,7 +58,7 @@ def trace_step(order: StepOrder) -> StepTrace:
         record, memory = run(module, mesh, batch, request.optimizer)
         return StepTrace(
             framework="torch",
-            request=request.id,
+            case=request.id,
             collectives=collectives_of(record),
             operations=tuple(Operation(count=count, **asdict(work)) for work, count in record.work.items()),
             memory=memory,

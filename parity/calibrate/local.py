@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from parity.ask import OnEvent, ask_ranks
 from parity.calibrate.measurements import CalibrationError, Measurement
 from parity.calibrate.run import Calibration, calibrate
-from parity.contract import Measured
 from parity.cost.group import KINDS
 from parity.cost.load import load_machine
-from parity.files_contract import read_events
-from parity.launch import Group, Progress, run_group
+from parity.question_contract import CollectiveQuestion, Measured
 
 RANKS = (2, 4)
 SMALLEST_BYTES = 2**10
 LARGEST_BYTES = {"cpu": 2**24, "cuda": 2**30}
-START_LIMIT_S = 120.0
-CALLS_LIMIT_S = 120.0  # for all calls of one collective and payload
 
 
-class RanksFailedError(Exception):
-    """A worker died or hung; the message is one line for the user."""
-
-
-def questions(ranks: int, device: str) -> list[str]:
-    """What a group of that many ranks is asked: KIND/RANKS/BYTES, payloads doubling, each a whole number of floats."""
+def questions(ranks: int, device: str) -> list[CollectiveQuestion]:
+    """What a group of that many ranks is asked: payloads doubling, each a whole number of floats."""
     sizes, size = [], SMALLEST_BYTES
     while size <= LARGEST_BYTES[device]:
         sizes.append(max(size // (4 * ranks), 1) * 4 * ranks)
         size *= 2
-    return [f"{kind}/{ranks}/{size}" for kind in KINDS for size in sizes]
+    return [CollectiveQuestion(kind, ranks, size) for kind in KINDS for size in sizes]
 
 
 def check_place(ranks: Sequence[int], device: str, base: str) -> None:
@@ -45,55 +37,40 @@ def check_place(ranks: Sequence[int], device: str, base: str) -> None:
 
 
 def calibrate_local(
-    directory: Path,
     framework: str,
-    command: tuple[str, ...],
+    command: Sequence[str],
     name: str,
     base: str,
     ranks: Sequence[int],
     device: str,
-    on_event: Callable[[Progress], None],
+    on_event: OnEvent,
 ) -> Calibration:
-    """Fit a machine called `name` to what `framework` measures in groups of so many ranks, logs in `directory`.
+    """Fit a machine called `name` to what `framework` measures in groups of so many ranks.
 
-    `command` starts a worker. Raises RanksFailedError, and what `run_group` raises.
+    `command` starts a worker. Raises as `ask_ranks` does.
     """
-
-    def listen(event: Progress) -> None:
-        if event.event == "error":
-            raise RanksFailedError(f"{framework}, measuring {event.case}: {event.message}")
-        on_event(event)
-
     measurements: list[Measurement] = []
     for number in ranks:
-        local = number if framework == "jax" and device == "cpu" else 1  # as `parity run` does it
-        measure = (*command, "--role", "measure")
-        group = Group(framework, "ranks", number, measure, device, CALLS_LIMIT_S, START_LIMIT_S, local)
-        run_group(directory, group, questions(number, device), listen)
-    logs = [read_events(path) for path in sorted((directory / framework).glob("rank*.jsonl"))]
-    environment = next(event["environment"] for event in logs[0] if event["event"] == "hello")
-    source = source_of(framework, environment)
-    events = [event for log in logs for event in log if event["event"] == "result"]
-    measurements = combine([result for event in events for result in event["results"]], source)
+        asked = questions(number, device)
+        answers = ask_ranks(Measured, asked, framework, command, number, device, on_event)
+        source = source_of(framework, answers.environment)
+        measurements += combine(asked, answers.by_id, source)
     return calibrate(measurements, name, base, source)
 
 
-def combine(results: Sequence[dict[str, Any]], source: str) -> list[Measurement]:
+def combine(
+    asked: Sequence[CollectiveQuestion], answers: Mapping[str, Sequence[Measured]], source: str
+) -> list[Measurement]:
     """Of each question the median over the calls of the slowest rank's seconds; none where no rank has any."""
-    by_question: dict[str, list[Measured]] = {}
-    for data in results:
-        measured = Measured.from_json(data)
-        by_question.setdefault(measured.case, []).append(measured)
     measurements = []
-    for question, answers in by_question.items():
-        kind, ranks, payload_bytes = question.split("/")
-        if slowest := [max(call) for call in zip(*(answer.times_s for answer in answers), strict=True)]:
+    for one in asked:
+        if slowest := [max(call) for call in zip(*(rank.times_s for rank in answers[one.id]), strict=True)]:
             time_s = statistics.median(slowest)
-            measurements.append(Measurement(kind, int(payload_bytes), int(ranks), 1, False, time_s, 1, source))
+            measurements.append(Measurement(one.kind, one.payload_bytes, one.num_ranks, 1, False, time_s, 1, source))
     return measurements
 
 
-def source_of(framework: str, environment: dict[str, Any]) -> str:
+def source_of(framework: str, environment: Mapping[str, Any]) -> str:
     """What was measured with what, for the machine file."""
     version, backend, device = (environment[key] for key in (framework, "backend", "device"))
     return f"{framework} {version}, {backend} on {device}, one call at a time, here"

@@ -120,7 +120,6 @@ DIFFERENCES = (
         "partitioners.py", "why_types_refuse", "", "question", "DTensor redistributes where JAX's types refuse."
     ),
     Difference("questions.py", "as_collectives", "calls", "", OBSERVED),
-    Difference("questions.py", "write_program", "", "compiled, question, run", OBSERVED),
     Difference("grid/matmul.py", "AutoPartitioner.__call__", "", "x_MK", HOOKS),
     Difference("replicated_kv.py", "attend_own", "mesh, heads, q, k, v", "", "JAX copies w_k instead."),
     Difference("replicated_kv.py", "AutoReplicatedKv.partition", "name, module, mesh", "", HOOKS),
@@ -179,7 +178,6 @@ DIFFERENCES = (
         "steps.py", "run", "module, mesh, batch, has_optimizer", "module, mesh, batch, has_optimizer, flags", XLA_TOLD
     ),
     Difference("doctor.py", "num_gpus", "", "()", "torch.cuda.device_count."),
-    Difference("worker.py", "trace_order", "", "order, run", "The program that XLA compiled is left for the harness."),
     Difference("timing.py", "wait", "device", "outputs", "CUDA waits for a device, JAX for arrays."),
     Difference("timing.py", "align", "device", "()", "CUDA waits for a device, JAX for arrays."),
     Difference("timing.py", "time_once", "step, device", "step", "As for wait."),
@@ -248,7 +246,8 @@ DIFFERENCES = (
     Difference("tasks.py", "is_shapes", "", "arrays", A100),
     Difference("tasks.py", "one_step", "case, mesh, arrays, device", "case, mesh, arrays", "As for time_step."),
     Difference("tasks.py", "training", "case, mesh, arrays, device", "case, mesh, arrays", "As for time_step."),
-    Difference("worker.py", "trace_case", "", "case, run, skipped", A100),
+    Difference("worker.py", "trace_case", "", "case, run", A100),
+    Difference("worker.py", "do", "asked, run, rank, device", "asked, run, rank, device, is_alone", A100),
     Difference("worker.py", "coordinates", "", "mesh, rank", "DeviceMesh.get_coordinate."),
     Difference("worker.py", "run_case", "case, run, rank, device", "case, run, device", DEVICES),
     Difference("worker.py", "write_shards", "tensors, case, run, rank", "tensors, case, run, rank, place", DEVICES),

@@ -21,14 +21,15 @@ def all_but(*known: str) -> tuple[str, ...]:
 
 # What a room of the harness must not reach for: reports never run anything, the cost model knows no trace.
 ROOMS = {
-    "parity/contract.py": ("parity",),
-    "parity/step_contract.py": ("parity",),
-    "parity/files_contract.py": all_but("contract", "files_contract"),
+    "parity/record.py": ("parity",),
     # Workers import them: of the harness they may know the contract only, or they would bring it into the workers.
-    "parity/question_contract.py": all_but("contract", "question_contract"),
-    "parity/worker_contract.py": all_but("contract", "worker_contract"),
-    "parity/checkpoint_format.py": all_but("contract", "files_contract", "checkpoint_format"),
-    "parity/checkpoint_seal.py": all_but("contract", "checkpoint_format", "checkpoint_seal"),
+    "parity/contract.py": all_but("record"),
+    "parity/step_contract.py": all_but("record"),
+    "parity/question_contract.py": all_but("record", "contract", "step_contract"),
+    "parity/files_contract.py": all_but("contract"),
+    "parity/worker_contract.py": all_but("record", "contract", "files_contract", "question_contract"),
+    "parity/checkpoint_format.py": all_but("contract", "files_contract"),
+    "parity/checkpoint_seal.py": all_but("contract", "checkpoint_format"),
     "parity/report": ("parity.launch", "parity.run", "parity.cli", "parity.compare"),
     "parity/cost": (
         *("parity.hlo", "parity.compare", "parity.launch", "parity.run", "parity.rundir", "parity.cli"),
@@ -69,17 +70,11 @@ def test_package_does_not_import_what_it_must_not_know(package):
 # Who imports what of the harness: a checkpoint's files are the same from both, so their format is written once. What
 # XLA's partitioner sends stands in the text of the compiled program only.
 KNOWN = {
-    "worker.py": (
-        "parity.contract",
-        "parity.files_contract",
-        "parity.question_contract",
-        "parity.step_contract",
-        "parity.worker_contract",
-    ),
+    "worker.py": ("parity.record", "parity.contract", "parity.files_contract", "parity.worker_contract"),
     "steps.py": ("parity.step_contract",),
     "tasks.py": ("parity.contract",),
     "checkpoint.py": ("parity.contract", "parity.checkpoint_format", "parity.checkpoint_seal"),
-    "questions.py": ("parity.contract", "parity.files_contract", "parity.question_contract", "parity.worker_contract"),
+    "questions.py": ("parity.record", "parity.contract", "parity.question_contract", "parity.step_contract"),
     "partitioners.py": ("parity.question_contract",),
     "chain.py": ("parity.question_contract",),
     "bench.py": ("parity.question_contract",),

@@ -11,6 +11,7 @@ import parity.cli_calibrate
 from parity.calibrate.local import combine
 from parity.cli import app
 from parity.cost import Group, collective_time, load_machine
+from parity.question_contract import CollectiveQuestion, Measured
 
 REDUCED = {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "permute"}
 
@@ -48,17 +49,14 @@ def test_workers_that_die_end_with_one_line_and_exit_code_3(tmp_path, monkeypatc
     done = calibrate_here()
     assert done.exit_code == 3
     assert done.stderr.count("\n") == 1
-    assert "torch, measuring all_reduce/2/1024: the group did not start: rank" in done.stderr
+    assert "torch, asked all_reduce/2/1024: the group did not start: rank" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_call_takes_as_long_as_its_slowest_rank_and_of_the_calls_the_median_counts():
-    results = [
-        {"case": "all_reduce/2/1024", "rank": 0, "times_s": [1.0, 9.0, 3.0]},
-        {"case": "all_reduce/2/1024", "rank": 1, "times_s": [7.0, 2.0, 4.0]},
-        {"case": "broadcast/2/1024", "rank": 0, "times_s": []},
-        {"case": "broadcast/2/1024", "rank": 1, "times_s": []},
-    ]
-    (only,) = combine(results, "here")
+    asked = [CollectiveQuestion(kind, 2, 1024) for kind in ("all_reduce", "broadcast")]
+    times = {asked[0].id: [(1.0, 9.0, 3.0), (7.0, 2.0, 4.0)], asked[1].id: [(), ()]}
+    answers = {id_: [Measured(id_, rank, one) for rank, one in enumerate(ranks)] for id_, ranks in times.items()}
+    (only,) = combine(asked, answers, "here")
     # The slowest rank of each call: 7, 9, 4. The larger of the ranks' medians would be 4, the median of all 3.5.
     assert (only.kind, only.gpus, only.nodes, only.payload_bytes, only.time_s) == ("all_reduce", 2, 1, 1024, 7.0)

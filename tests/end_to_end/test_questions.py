@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from parity.ask import ask
+from parity.ask import ask_collectives
 from parity.partitioners import DIMS, questions_of, rows_of
 from parity.scaling import DIMS as SIZES
 from parity.scaling import curve_of, pair_questions
@@ -34,11 +34,11 @@ def test_both_partitioners_answer():
     assert row["fewer"] == "jax"
 
 
-def test_without_the_plugin_torch_answers_alone(tmp_path):
+def test_without_the_plugin_torch_answers_alone():
     questions = [*questions_of(["sum_all"], DIMS, "float32")[:2], *pair_questions(SIZES, (4,))[:1]]
     jax = (sys.executable, str(Path(__file__).with_name("without_plugin_worker.py")))
     commands = {"torch": (sys.executable, "-m", "torch_tp.worker"), "jax": jax}
-    answers = ask(tmp_path, questions, commands, lambda event: None)
+    answers = ask_collectives(questions, commands, lambda event: None)
     assert all("tp-parity[a100]" in answers["jax"][one.id].skipped for one in questions)
     first, second = rows_of(questions[:2], answers)
     assert (first.fewer, second.fewer) == ("", "")

@@ -131,7 +131,7 @@ def test_a_loop_of_unknown_length_is_told_and_not_among_the_notes_on_instruction
     (line,) = uncounted_work(parse_module(unknown))
     assert line == "%loop: a loop of unknown length, its work is counted once"
     request = StepRequest("r", "models.gpt", "megatron", "auto", {"tp": 1}, {}, {})
-    (note,) = read_program(StepTrace("jax", "r"), unknown, request).notes
+    (note,) = read_program(StepTrace("jax", "r", hlo=unknown), request).notes
     assert note.endswith(line)
     assert not note.startswith("%")  # those are only counted in the terminal
 

@@ -26,7 +26,7 @@ LLAMA = ("--model", "llama3-8b", "--batch", "8", "--seq", "4096")
 ON_DERECHO = ("--machine", "derecho", "--mesh", "fsdp=2,tp=4", *LLAMA)
 
 
-def traced(requests, commands):
+def traced(requests, commands, on_event):
     return {framework: [answer(framework, one) for one in requests] for framework in ("torch", "jax")}
 
 
@@ -35,9 +35,12 @@ def answer(framework, request):
     return llama_step(framework, request.id, request.mesh, sizes["B"], sizes["S"], sizes, float(request.recompute))
 
 
-def without_plugin(requests, commands):
+def without_plugin(requests, commands, on_event):
     skipped = "no A100 compiler: pip install 'tp-parity[a100]'"
-    return {**traced(requests, commands), "jax": [StepTrace("jax", one.id, skipped=skipped) for one in requests]}
+    return {
+        **traced(requests, commands, on_event),
+        "jax": [StepTrace("jax", one.id, skipped=skipped) for one in requests],
+    }
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def test_without_the_cuda_plugin_torch_is_still_predicted(call, words, monkeypat
 
 
 def test_without_any_trace_the_exit_code_says_so(call, monkeypatch):
-    def failed(requests, commands):
+    def failed(requests, commands, on_event):
         return {name: [StepTrace(name, one.id, skipped="died") for one in requests] for name in ("torch", "jax")}
 
     monkeypatch.setattr(cli_predict, "trace_steps", failed)

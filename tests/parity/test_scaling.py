@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from parity.bench_grid import SIZES, bench_questions, ratios_of
 from parity.cli import app
-from parity.question_contract import Answer, PairedTimes, question_from_json
+from parity.question_contract import Answer, PairedTimes, PairsQuestion, read_questions, write_questions
 from parity.received import received_bytes
 from parity.report.scaling import plot_curves
 from parity.scaling import DIMS, GPUS, ONE_D, TWO_D, closed, curve_of, mesh_of, pair_questions, sentence
@@ -69,9 +69,11 @@ def test_curves_are_drawn(tmp_path):
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_questions_survive_the_border():
-    for one in pair_questions(DIMS):
-        assert question_from_json({**vars(one), "widths": list(one.widths)}) == one
+def test_questions_survive_the_border(tmp_path):
+    chains = pair_questions(DIMS)
+    for questions in (chains, [PairsQuestion(one, 7) for one in chains]):
+        write_questions(tmp_path, questions)
+        assert list(read_questions(tmp_path).values()) == questions
 
 
 def test_a_ratio_is_that_of_the_slowest_ranks_of_a_pair():

@@ -10,7 +10,7 @@ PRODUCT = Operation("forward", "matmul", 8, 16, 4, 2, "bfloat16", 2048, 100, 3, 
 def test_trace_survives_json():
     trace = StepTrace(
         framework="torch",
-        request="llama",
+        case="llama",
         collectives=(
             TracedCollective("all_reduce", "tp", "bfloat16", 64, 32, "backward", None, True, "mlp.py:3", "all-reduce"),
             TracedCollective("all_gather", "fsdp", "bfloat16", 64, is_async=True, beside=()),
