@@ -31,8 +31,8 @@ from parity.tolerance import Evaluation, bounds_of, error_in_bounds, ulps
 SEVERITY = ("pass", "skip", "fail", "error")
 
 
-# A process of its own takes about as long to start as the bounds of so many inputs.
-INPUTS_A_PROCESS = 8
+# A process of its own takes about as long to start as the bounds for so many batches.
+BATCHES_A_PROCESS = 8
 
 
 def compare(
@@ -67,7 +67,8 @@ def _entries(run: Run, cases: Sequence[Case], num_processes: int | None) -> Iter
     for case in cases:
         parts.setdefault((case.inputs, case.layer), []).append(case)
     if num_processes is None:
-        num_processes = min(len(os.sched_getaffinity(0)), len(parts) // INPUTS_A_PROCESS)
+        num_batches = sum(part[0].num_batches for part in parts.values())
+        num_processes = min(len(os.sched_getaffinity(0)), len(parts), num_batches // BATCHES_A_PROCESS)
     if num_processes <= 1:
         oracle = Oracle(run)
         yield from (compare_case(run, case, oracle) for case in cases)

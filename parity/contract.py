@@ -74,6 +74,11 @@ class Case(Record):
     def num_devices(self) -> int:
         return int(np.prod(list(self.mesh.values())))
 
+    @property
+    def num_batches(self) -> int:
+        """That the case goes through, forward and backward."""
+        return int(self.recipe["num_steps"] * self.recipe["num_microbatches"]) if self.task == "train" else 1
+
 
 @dataclass(frozen=True)
 class Collective(Record):

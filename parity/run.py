@@ -49,7 +49,7 @@ def prepare_inputs(directory: Path, cases: Sequence[Case]) -> None:
                 case.operands,
                 case.seed,
                 family.ignored,
-                case.recipe["num_steps"] * case.recipe["num_microbatches"] if case.task == "train" else 0,
+                case.num_batches if case.task == "train" else 0,
             )
             write_inputs(directory, case, *inputs)
 
