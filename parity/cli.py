@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,9 +19,11 @@ from parity.cases.family import NUMERICS, TRAINING, Selection
 from parity.cli_bench import bench
 from parity.cli_calibrate import calibrate
 from parity.cli_common import (
+    DEVICES,
     JaxPython,
     RefusedError,
     TorchPython,
+    check_choice,
     comparing_bar,
     console,
     error_console,
@@ -36,12 +38,11 @@ from parity.cli_predict import advise_step, predict_step
 from parity.cli_scaling import scaling
 from parity.cli_train import train
 from parity.compare import compare
-from parity.contract import FRAMEWORKS
-from parity.group_logs import retry_errors
+from parity.contract import Case
 from parity.guide import source_of_case
 from parity.report.detail import describe_cases, render_case
 from parity.report.terminal import print_comparison, spent_line
-from parity.run import Manner, execute, groups, start_run, worker_commands
+from parity.run import Command, Manner, execute, groups, resume_run, start_run, worker_commands
 from parity.rundir import read_run
 from parity.spent import time_spent
 
@@ -70,11 +71,9 @@ def make_selection(
 ) -> tuple[Selection, ...]:
     """The suite with what the options put in its place."""
     name = suite or ("full" if globs else "smoke")
-    if name not in SUITES:
-        raise RefusedError(f"--suite {name!r}: there are {', '.join(SUITES)}")
+    check_choice("--suite", name, SUITES)
     for dtype in dtypes:
-        if dtype not in JUDGED:
-            raise RefusedError(f"--dtype {dtype!r}: there are {', '.join(JUDGED)}")
+        check_choice("--dtype", dtype, JUDGED)
     given: dict[str, Any] = {"seeds": tuple(seeds)}
     if meshes:
         given["meshes"] = tuple(parse_sizes(mesh, "--mesh") for mesh in meshes)
@@ -134,36 +133,34 @@ def run(
     Exit codes: 0 all pass, 1 a finding, 2 bad input, 3 a worker failed or ran out of time.
     """
     with one_line_errors():
-        if device not in ("cpu", "cuda"):
-            raise RefusedError(f"--device {device!r}: there are cpu, cuda")
+        check_choice("--device", device, DEVICES)
         commands = worker_commands(torch_python, jax_python)
         if resume is not None:
             if globs or suite or mesh or dtype or dims or out:
                 raise RefusedError("--resume does what is left of a run: leave out GLOBs, --suite, --out ...")
-            directory, previous = resume, read_run(resume)
-            cases, device = previous.cases, previous.settings["device"]
-            process_a_device, timings = previous.settings["process_a_device"], previous.settings["timings"]
-            for framework in FRAMEWORKS:
-                retry_errors(directory, framework)
+            directory, (cases, manner) = resume, resume_run(resume, case_limit)
         else:
             directory = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-            seeds = range(seed, seed + num_seeds)
-            names = globs or []
-            cases = select(make_selection(suite, names, mesh or [], dtype or [], dims, seeds), names)
-            settings = {"device": device, "process_a_device": process_a_device, "timings": timings, "seed": seed}
-            start_run(directory, cases, {**settings, "arguments": sys.argv[1:]})
-        try:
             manner = Manner(device, process_a_device, timings, case_limit)
-            with progress_bar(sum(len(ids) for _, ids in groups(cases, commands, manner))) as on_event:
-                execute(directory, cases, commands, manner, on_event)
-        except KeyboardInterrupt:
-            error_console.print(f"interrupted: `parity run --resume {directory}` does the rest", soft_wrap=True)
-            raise typer.Exit(130) from None
+            names, seeds = globs or [], range(seed, seed + num_seeds)
+            cases = select(make_selection(suite, names, mesh or [], dtype or [], dims, seeds), names)
+            start_run(directory, cases, {**manner.settings, "seed": seed, "arguments": sys.argv[1:]})
+        run_groups(directory, cases, commands, manner)
         started = time.monotonic()
         comparison = compare_and_write(directory)
     spent = spent_line(time_spent(directory), time.monotonic() - started)
     console.print(f"[dim]{spent}\n{directory / 'comparison.json'}[/]")
     raise typer.Exit(exit_code(comparison))
+
+
+def run_groups(directory: Path, cases: Sequence[Case], commands: Mapping[str, Command], manner: Manner) -> None:
+    """All that is left of a run, with a bar; Ctrl-C ends with a line that says how to go on."""
+    try:
+        with progress_bar(sum(len(ids) for _, ids in groups(cases, commands, manner))) as on_event:
+            execute(directory, cases, commands, manner, on_event)
+    except KeyboardInterrupt:
+        error_console.print(f"interrupted: `parity run --resume {directory}` does the rest", soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def compare_and_write(directory: Path) -> dict[str, Any]:

@@ -11,15 +11,18 @@ from rich import box
 from rich.table import Table
 
 from parity.bench_grid import PANELS, SIZES, Ratio, bench_grid, bench_questions
-from parity.cli_calibrate import print_json
 from parity.cli_common import (
+    DEVICES,
     JaxPython,
     RefusedError,
     TorchPython,
+    check_choice,
     console,
     one_line_errors,
     parse_sizes,
+    print_json,
     progress_bar,
+    sizes_over,
     sizes_text,
 )
 from parity.run import worker_commands
@@ -56,7 +59,7 @@ def grid(
     Exit codes: 0 done, 2 bad input, 3 a worker failed or ran out of time.
     """
     with one_line_errors():
-        given = {**SIZES, **(parse_sizes(sizes, "--dims") if sizes else {})}
+        given = sizes_over(SIZES, sizes)
         axes = parse_sizes(mesh, "--mesh")
         check(given, axes, device, dtype)
         commands = worker_commands(torch_python, jax_python)
@@ -82,17 +85,13 @@ def grid(
 
 def check(sizes: dict[str, int], axes: dict[str, int], device: str, dtype: str) -> None:
     """Raises RefusedError for what no grid can do."""
-    if unknown := [name for name in sizes if name not in SIZES]:
-        raise RefusedError(f"--dims {unknown[0]}: there are {', '.join(SIZES)}")
     if tuple(axes) != ("x", "y"):
         raise RefusedError(f"--mesh: the axes are x and y, not {', '.join(axes)}; e.g. --mesh x=2,y=2")
     for name, size in sizes.items():
         if size % (axes["x"] * axes["y"]):
             raise RefusedError(f"--dims {name}={size}: {axes['x'] * axes['y']} devices must divide it")
-    if device not in ("cpu", "cuda"):
-        raise RefusedError(f"--device {device!r}: there are cpu, cuda")
-    if dtype not in ("float32", "float64", "bfloat16"):
-        raise RefusedError(f"--dtype {dtype!r}: there are float32, float64, bfloat16")
+    check_choice("--device", device, DEVICES)
+    check_choice("--dtype", dtype, ("float32", "float64", "bfloat16"))
 
 
 def ratio_table(title: str, ratios: Sequence[Ratio]) -> Table:

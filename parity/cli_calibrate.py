@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from parity.calibrate import (
     read_measurements,
 )
 from parity.calibrate.local import RANKS, calibrate_local, check_place, questions
-from parity.cli_common import JaxPython, RefusedError, TorchPython, console, one_line_errors, progress_bar
+from parity.cli_common import JaxPython, RefusedError, TorchPython, console, one_line_errors, print_json, progress_bar
 from parity.cost import load_machine
 from parity.report.calibration import print_bands, print_check, print_peers
 from parity.run import Command, worker_commands
@@ -164,8 +163,3 @@ def write(result: Calibration, path: Path, as_json: bool) -> dict[str, Any]:
         print_bands(console, result.machine)
         console.print(f"[dim]{path}\n{picture}[/]", soft_wrap=True, highlight=False)
     return {**result.residuals.to_json(), "file": str(path), "plot": str(picture)}
-
-
-def print_json(content: dict[str, Any]) -> None:
-    """On stdout as it is, whatever the width of the terminal."""
-    typer.echo(json.dumps(content, indent=1))

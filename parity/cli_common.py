@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ from parity.predict import RequestError
 # Interpreters by their paths would be cut off in --help.
 TorchPython = Annotated[str, typer.Option(help="Interpreter that has torch.", show_default="this one")]
 JaxPython = Annotated[str, typer.Option(help="Interpreter that has jax and flax.", show_default="this one")]
+
+DEVICES = ("cpu", "cuda")
 
 console = Console()
 error_console = Console(stderr=True)
@@ -71,9 +74,28 @@ def parse_sizes(text: str, option: str) -> dict[str, int]:
     return sizes
 
 
+def sizes_over(defaults: Mapping[str, int], text: str | None) -> dict[str, int]:
+    """The defaults with the sizes of `--dims` in their place."""
+    given = parse_sizes(text, "--dims") if text else {}
+    if unknown := [name for name in given if name not in defaults]:
+        raise RefusedError(f"--dims {unknown[0]}: there are {', '.join(defaults)}")
+    return {**defaults, **given}
+
+
+def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    """Refuses a value that is none of the choices."""
+    if value not in choices:
+        raise RefusedError(f"{option} {value!r}: there are {', '.join(choices)}")
+
+
 def sizes_text(sizes: Mapping[str, int]) -> str:
     """What `parse_sizes` reads: `D=24,F=36`."""
     return ",".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """On stdout as it is, whatever the width of the terminal."""
+    typer.echo(json.dumps(content, indent=1))
 
 
 def print_error(error: Exception) -> None:

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from parity.cli_calibrate import print_json
-from parity.cli_common import console
+from parity.cli_common import console, print_json
 from parity.contract import FRAMEWORKS
 from parity.doctor import LEVELS, Finding, examine, this_place
 from parity.interpreter import LaunchError, find_interpreter

@@ -9,16 +9,16 @@ from typing import Annotated
 import typer
 
 from parity.ask import ask_collectives
-from parity.cli_calibrate import print_json
 from parity.cli_common import (
     JaxPython,
-    RefusedError,
     TorchPython,
+    check_choice,
     console,
     error_console,
     one_line_errors,
-    parse_sizes,
+    print_json,
     progress_bar,
+    sizes_over,
     sizes_text,
 )
 from parity.partitioners import DIMS, MESH, PROGRAMS, Row, explicit_products, questions_of, rows_of, summary_of
@@ -50,14 +50,10 @@ def partitioners(
     """
     with one_line_errors():
         names = programs or list(PROGRAMS)
-        if unknown := [name for name in names if name not in PROGRAMS]:
-            raise RefusedError(f"PROGRAM {unknown[0]!r}: there are {', '.join(PROGRAMS)}")
-        if dtype not in ("bfloat16", "float32", "float64"):
-            raise RefusedError(f"--dtype {dtype!r}: there are bfloat16, float32, float64")
-        given = parse_sizes(dims, "--dims") if dims else {}
-        if unknown := [name for name in given if name not in DIMS]:
-            raise RefusedError(f"--dims {unknown[0]}: there are {', '.join(DIMS)}")
-        sizes = {**DIMS, **given}
+        for name in names:
+            check_choice("PROGRAM", name, PROGRAMS)
+        check_choice("--dtype", dtype, ("bfloat16", "float32", "float64"))
+        sizes = sizes_over(DIMS, dims)
         commands = worker_commands(torch_python, jax_python)
         questions = questions_of(names, sizes, dtype)
         with progress_bar(2 * len(questions)) as on_event:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from parity.ask import ask_collectives
-from parity.cli_calibrate import print_json
 from parity.cli_common import (
     JaxPython,
     RefusedError,
@@ -17,10 +17,12 @@ from parity.cli_common import (
     console,
     error_console,
     one_line_errors,
-    parse_sizes,
+    print_json,
     progress_bar,
+    sizes_over,
     sizes_text,
 )
+from parity.question_contract import Answer
 from parity.report.scaling import plot_curves, print_crossovers, print_curves, print_temporaries
 from parity.run import worker_commands
 from parity.scaling import (
@@ -31,12 +33,15 @@ from parity.scaling import (
     PANEL,
     SIDES,
     TWO_D,
+    Curve,
     block_questions,
     crossover,
     curve_of,
     pair_questions,
     sentence,
 )
+
+Answers = dict[str, dict[str, Answer]]  # framework -> question's id -> its answer
 
 
 def scaling(
@@ -56,48 +61,61 @@ def scaling(
     Exit codes: 0 the traces are the formulas, 1 one differs, 2 bad input, 3 a worker failed or ran out of time.
     """
     with one_line_errors():
-        sizes = {**DIMS, **(parse_sizes(dims, "--dims") if dims else {})}
-        if unknown := [name for name in sizes if name not in DIMS]:
-            raise RefusedError(f"--dims {unknown[0]}: there are M, D, F")
+        sizes = sizes_over(DIMS, dims)
         if bad := [name for name, size in sizes.items() if size % max(GPUS)]:
             raise RefusedError(f"--dims {bad[0]}={sizes[bad[0]]}: {max(GPUS)} GPUs must divide it")
         if not plot.parent.is_dir():
             raise RefusedError(f"--plot {plot}: there is no directory {plot.parent}")
         commands = worker_commands(torch_python, jax_python)
         questions = [*pair_questions(sizes), *block_questions()]
-        with progress_bar(2 * len(questions)) as on_event:
+        with progress_bar(len(commands) * len(questions)) as on_event:
             answers = ask_collectives(questions, commands, on_event)
-        if skipped := next((one.skipped for one in answers["jax"].values() if one.skipped), ""):
-            error_console.print(f"XLA was not asked: {skipped}", soft_wrap=True, markup=False, highlight=False)
-            del answers["jax"]
-        curves = [curve_of(plan, sizes, answers) for plan in (*ONE_D, *TWO_D)]
-        plot_curves(curves, sizes, plot)
-    found = {plan: [crossover(plan, p, sizes) for p in GPUS] for plan in TWO_D}
-    held = {
+    if skipped := next((one.skipped for one in answers["jax"].values() if one.skipped), ""):
+        error_console.print(f"XLA was not asked: {skipped}", soft_wrap=True, markup=False, highlight=False)
+        del answers["jax"]
+    curves = [curve_of(plan, sizes, answers) for plan in (*ONE_D, *TWO_D)]
+    plot_curves(curves, sizes, plot)
+    if as_json:
+        print_json({**figures(curves, answers, sizes), "plot": str(plot)})
+    else:
+        print_tables(curves, answers, sizes)
+        console.print(f"[dim]{plot}[/]", soft_wrap=True, highlight=False)
+    raise typer.Exit(1 if any(curve.differs for curve in curves) else 0)
+
+
+def figures(curves: list[Curve], answers: Answers, sizes: dict[str, int]) -> dict[str, Any]:
+    """All there is, as JSON."""
+    return {
+        "dims": sizes,
+        "curves": [curve.to_json() for curve in curves],
+        "crossover_tokens_over_width": {
+            plan: [None if value is None else float(value) for value in values]
+            for plan, values in crossovers(sizes).items()
+        },
+        "temporaries": {"sides": SIDES, "block": BLOCK, "panel": PANEL, "bytes": temporaries(answers)},
+    }
+
+
+def print_tables(curves: list[Curve], answers: Answers, sizes: dict[str, int]) -> None:
+    """Bytes received, where 2D receives fewer, and what products hold."""
+    print_curves(console, curves, sizes)
+    lines = (
+        "1D receives as much a GPU however many there are, so all GPUs together receive O(p); 2D's GPUs receive "
+        "O(1/sqrt p), all together O(sqrt p).",
+        sentence(sizes),
+    )
+    print_crossovers(console, crossovers(sizes), GPUS, lines)
+    print_temporaries(console, temporaries(answers), SIDES, BLOCK, PANEL)
+
+
+def crossovers(sizes: dict[str, int]) -> dict[str, list[Fraction | None]]:
+    """plan -> M / D of the crossover on each number of GPUs."""
+    return {plan: [crossover(plan, p, sizes) for p in GPUS] for plan in TWO_D}
+
+
+def temporaries(answers: Answers) -> dict[str, dict[str, list[int | None]]]:
+    """framework -> plan -> bytes on the grid of each side."""
+    return {
         name: {plan: [answers[name][f"block/{plan}/{q}"].temporary_bytes for q in SIDES] for plan in TWO_D}
         for name in answers
     }
-    if as_json:
-        print_json(
-            {
-                "dims": sizes,
-                "curves": [curve.to_json() for curve in curves],
-                "crossover_tokens_over_width": {
-                    plan: [None if value is None else float(value) for value in values]
-                    for plan, values in found.items()
-                },
-                "temporaries": {"sides": SIDES, "block": BLOCK, "panel": PANEL, "bytes": held},
-                "plot": str(plot),
-            }
-        )
-    else:
-        print_curves(console, curves, sizes)
-        lines = (
-            "1D receives as much a GPU however many there are, so all GPUs together receive O(p); 2D's GPUs receive "
-            "O(1/sqrt p), all together O(sqrt p).",
-            sentence(sizes),
-        )
-        print_crossovers(console, found, GPUS, lines)
-        print_temporaries(console, held, SIDES, BLOCK, PANEL)
-        console.print(f"[dim]{plot}[/]", soft_wrap=True, highlight=False)
-    raise typer.Exit(1 if any(curve.differs for curve in curves) else 0)

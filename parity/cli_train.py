@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from parity.cli_common import (
+    DEVICES,
     JaxPython,
-    RefusedError,
     TorchPython,
+    check_choice,
     console,
     error_console,
     one_line_errors,
@@ -47,8 +48,7 @@ def train(
     Exit codes: 0 they agree and learn, 1 a finding, 2 bad input, 3 a worker failed or ran out of time.
     """
     with one_line_errors():
-        if device not in ("cpu", "cuda"):
-            raise RefusedError(f"--device {device!r}: there are cpu, cuda")
+        check_choice("--device", device, DEVICES)
         training = set_up(model, tp, steps, dtype, style, seed)
         commands = worker_commands(torch_python, jax_python)
         directory = out or Path("runs") / f"train-{datetime.now().strftime('%Y%m%d-%H%M%S')}"

@@ -13,24 +13,32 @@ from typing import Any
 from parity.cases import family_of
 from parity.contract import FRAMEWORKS, Case
 from parity.files_contract import EventLog
+from parity.group_logs import retry_errors
 from parity.inputs import make_inputs
 from parity.interpreter import find_interpreter
 from parity.launch import Group, Progress, run_group, signals_raise
-from parity.rundir import check_new, inputs_path, write_inputs, write_run
+from parity.rundir import check_new, inputs_path, read_run, write_inputs, write_run
 
 START_LIMIT_S = 120.0
 
 Command = tuple[str, ...]  # up to and without the run directory: ("python", "-m", "torch_tp.worker")
 
 
+SETTINGS = ("device", "process_a_device", "timings")
+
+
 @dataclass(frozen=True)
 class Manner:
-    """How the cases of a run are run."""
+    """How the cases of a run are run; `run.json` keeps SETTINGS, for the rest of the run to be run alike."""
 
     device: str = "cpu"  # or "cuda"
     process_a_device: bool = False  # JAX on the CPU: not one process for all devices, but as on GPUs
     timings: bool = False  # times are to be compared: XLA optimises in full, and nothing runs beside the ranks
     case_limit_s: float = 120.0  # how long a rank may say nothing
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SETTINGS}
 
 
 def prepare_inputs(directory: Path, cases: Sequence[Case]) -> None:
@@ -62,6 +70,14 @@ def start_run(directory: Path, cases: Sequence[Case], settings: Mapping[str, Any
     check_new(directory)
     prepare_inputs(directory, cases)
     write_run(directory, cases, settings)
+
+
+def resume_run(directory: Path, case_limit_s: float) -> tuple[list[Case], Manner]:
+    """The cases of a run and how it began; those that were given up are to be run again. Raises as `read_run` does."""
+    run = read_run(directory)
+    for framework in FRAMEWORKS:
+        retry_errors(directory, framework)
+    return run.cases, Manner(**{name: run.settings[name] for name in SETTINGS}, case_limit_s=case_limit_s)
 
 
 def groups(cases: Sequence[Case], commands: Mapping[str, Command], manner: Manner) -> Iterator[tuple[Group, list[str]]]:

@@ -126,8 +126,7 @@ def run_training(
     check_new(directory)
     write_inputs(directory, case, training.params, training.batch)
     manner = Manner(device, case_limit_s=case_limit_s)
-    settings = {"device": device, "process_a_device": manner.process_a_device, "timings": manner.timings}
-    write_run(directory, [case], {**settings, "seed": case.seed, "source": training.source})
+    write_run(directory, [case], {**manner.settings, "seed": case.seed, "source": training.source})
     for group, case_ids in groups([case], commands, manner):
         if group.role == "ranks":  # what it would be on A100s is what `parity run` asks
             run_group(directory, group, case_ids, on_event)
