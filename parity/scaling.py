@@ -20,7 +20,7 @@ with its root in 2D: that is what holds of "from O(N) to O(sqrt N)". Where 2D wi
 In words: 2D moves weights as well as activations, which pays once the tokens are many beside the width.
 
 Sources: SUMMA, van de Geijn & Watts, Concurrency 9 (1997) 255-274; Cannon, PhD thesis (1969); Optimus,
-https://arxiv.org/abs/2104.05343, section 3.1; Megatron-LM, https://arxiv.org/abs/1909.08053.
+https://arxiv.org/abs/2104.05343; Megatron-LM, https://arxiv.org/abs/1909.08053.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Attention on the grid: y = (softmax(q k^T / sqrt(E)) v) w_o + b_o; the batch is sharded over x, the heads over y.
 
-    B batch   S sequence   D features   H heads of E features, K of keys   X by Y devices on the axes "x" and "y"
+    B batch   S sequence   D features   H heads of E features, K key heads   X by Y devices on the axes "x" and "y"
 
                               summa, cannon, gathered     stationary
     x_BSD per device          [B/X, S, D/Y]               [B/X, S, D/Y]
@@ -10,11 +10,11 @@
     w_o per device            [H*E/X, D/Y]                [H*E/X, D/Y]
     y_BSD per device          [B/X, S, D/Y]               [B/X, S, D/Y]
 
-Sequences and heads are independent of each other, so between the projections nothing is sent: all collectives are those
-of two linears of linear.py, of D to (H + 2 K) E features and of H E to D. The projections to q, k and v are one product
-with the three weights side by side, so x is sent once, and so is its gradient. Y (in `stationary` X) must divide K.
+Sequences and heads are independent of each other, so nothing is sent between the projections: the collectives are those
+of two linears (linear.py), from D to (H + 2 K) E features and from H E to D. The projections to q, k and v are a single
+product with the three weights side by side, so x and its gradient are sent once. Y (in `stationary`, X) must divide K.
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3.2.1, figure 4; GQA, https://arxiv.org/abs/2305.13245.
+Sources: Optimus, https://arxiv.org/abs/2104.05343; GQA, https://arxiv.org/abs/2305.13245.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PLANS = {
 
 
 class ManualGridAttention(nnx.Module):
-    """Per-device code for the whole layer: whole heads of whole sequences."""
+    """Per-device code for the whole layer; each device has whole heads of whole sequences."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, heads: Heads, panel: int) -> None:
         self.plan, self.heads = plan, heads
@@ -84,7 +84,7 @@ def build(
 ) -> nnx.Module:
     """The layer; `state`: the global q.w [D, H*E], k.w, v.w [D, K*E], o.w [H*E, D], biases; panel: for summa.
 
-    Raises ValueError if the axis that shards them does not divide the heads.
+    Raises ValueError if the axis that shards the heads does not divide them.
     """
     axis = "x" if plan.algorithm == "stationary" else "y"
     check_heads(num_heads, num_kv_heads, mesh.shape[axis], axis)

@@ -1,26 +1,27 @@
-"""Cannon's algorithm: the product of two matrices on a square grid, every block at work in every step.
+"""Cannon's algorithm: the product of two matrices on a square grid; in each step every device multiplies two blocks.
 
 Device (i, j) of the q by q grid holds block (i, j) of each matrix: a [M/q, K/q], b [K/q, N/q], c [M/q, N/q].
 
-    form         in step t = 0 .. q-1 device (i, j) adds    what moves round the rings
+    form         in step t = 0 .. q-1 device (i, j) adds    what moves around the rings
     c = a b      a_il b_lj to c_ij           l = i+j+t      a left along y, b up along x; c stays
     a' = c b^T   c_ij b_lj^T to a'_il        l = i+j+t      b up along x, the sum a' left along y; c stays
     b' = a^T c   a_il^T c_ij to b'_lj        l = i+j+t      a left along y, the sum b' up along x; c stays
 
-(indices modulo q). The last two are the gradients of the first: a' = dx and b' = dw for c = dy. A matrix that is read
-is skewed first: a by i places left, b by j places up; then it moves one place between steps. A sum starts where it is
-needed and is brought home at the end: after step q-1 a'_il is at j = l-i-q+1, so it moves i+q-1 places right. So each
-form permutes each of its two moving matrices q times, one block each time; the payload of a device, in elements:
+(indices modulo q). The last two are the gradients of the first: a' = dx and b' = dw for c = dy. A moving operand is
+skewed first, a by i places left, b by j places up, and then moves one place between steps. A moving sum starts where
+its first term is computed and is sent to its owner at the end: after step q-1, a'_il is at j = l-i-q+1, so it moves
+i+q-1 places right. So each form permutes each of its two moving matrices q times, one block at a time; payload per
+device, in elements:
 
     c = a b            permute y: q (M/q) (K/q) = M K/q      permute x: q (K/q) (N/q) = K N/q
     a' = c b^T         permute x: K N/q                      permute y: M K/q
     b' = a^T c         permute y: M K/q                      permute x: K N/q
 
-In the skew row 0 (or column 0) sends to itself; the payload counts the permute as one, as its other rows move it.
-What is held beside the blocks is one block of each moving matrix, and the one that is arriving.
+In the skew, row 0 (or column 0) sends to itself; the permute is counted nevertheless, as the other rows do send.
+Memory beside the blocks: one block of each moving matrix, and the one that is arriving.
 
 Source: L. E. Cannon, A cellular computer to implement the Kalman filter algorithm, PhD thesis, Montana State
-University (1969); the forms for gradients move the sum in place of the operand that stays.
+University (1969); the forms for the gradients move the sum instead of the stationary operand.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def check_square(x: int, y: int) -> None:
 
 @dataclass(frozen=True)
 class Cannon:
-    """The three forms over the axes x and y; `in_order` keeps a block from being sent on before the last is used up."""
+    """The three forms over the axes x and y; `in_order` keeps XLA from sending blocks ahead of use."""
 
     x: str
     y: str

@@ -1,4 +1,4 @@
-"""Products x w_1 w_2 ... by one plan on a mesh: what a device sends and holds, for a mesh that is not there.
+"""Chains of products x w_1 w_2 ... under one plan: what a device sends and holds, on a mesh that need not exist.
 
     plan                  mesh     x [M, D]            w_1, w_3, ... [D, F]    w_2, w_4, ... [F, D]
     megatron              tp       whole               columns over tp         rows over tp
@@ -7,7 +7,7 @@
     gathered
     stationary            x, y     blocks (y, x)       blocks (x, y)           blocks (y, x)
 
-The first two multiply by pairs: an MLP without its activation, which sends nothing.
+The first two plans use the weights in pairs: an MLP without its activation.
 
 Sources: those of linear.py and grid/matmul.py.
 """
@@ -31,7 +31,7 @@ from jax_tp.mesh import make_mesh
 from jax_tp.trace import A100_OPTIONS, a100_devices
 from parity.question_contract import ChainQuestion
 
-Axes = tuple[str | None, str | None]  # that shard the rows and the columns of a matrix
+Axes = tuple[str | None, str | None]  # the axes that shard the rows and the columns of a matrix
 LAYOUTS: dict[str, tuple[Axes, Axes, Axes]] = {  # of x, of w_1, of w_2
     "megatron": ((None, None), (None, "tp"), ("tp", None)),
     "sequence_parallel": (("tp", None), (None, "tp"), ("tp", None)),
@@ -50,7 +50,7 @@ def layouts_of(plan: str, num_products: int) -> list[Axes]:
 
 
 def multiply_all(x: jax.Array, ws: Sequence[jax.Array], plan: str, panel: int) -> jax.Array:
-    """The shard of x w_1 w_2 ... from those of x and of every w. Raises ValueError for half a pair of a 1D plan."""
+    """This device's shard of x w_1 w_2 ..., from its shards. Raises ValueError for an odd number of weights in 1D."""
     if plan in ("megatron", "sequence_parallel"):
         for up, down in zip(ws[::2], ws[1::2], strict=True):
             x = copy_to_tp(x, "tp") if plan == "megatron" else gather_from_sp(x, "tp", dim=0)
@@ -64,7 +64,7 @@ def multiply_all(x: jax.Array, ws: Sequence[jax.Array], plan: str, panel: int) -
 
 
 def operands_of(question: ChainQuestion, mesh: Mesh) -> tuple[list[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
-    """x, w_1, w_2, ..., and a cotangent of the result, without values, laid out over the mesh."""
+    """x, w_1, w_2, ... and a cotangent of the result, without data, laid out over the mesh."""
     first, *_, last = question.widths
     shapes = [(question.rows, first), *itertools.pairwise(question.widths), (question.rows, last)]
 
@@ -76,7 +76,7 @@ def operands_of(question: ChainQuestion, mesh: Mesh) -> tuple[list[jax.ShapeDtyp
 
 
 def run(question: ChainQuestion, operands: Sequence[jax.Array], cotangent: jax.Array) -> list[jax.Array]:
-    """The result, and the gradients of all operands if they are asked for."""
+    """The result and, if asked for, the gradients of all operands."""
     *in_specs, out_spec = (P(*axes) for axes in layouts_of(question.plan, len(question.widths) - 1))
     products = jax.shard_map(
         lambda x, *ws: multiply_all(x, ws, question.plan, question.panel), in_specs=tuple(in_specs), out_specs=out_spec
@@ -88,7 +88,7 @@ def run(question: ChainQuestion, operands: Sequence[jax.Array], cotangent: jax.A
 
 
 class Traced(NamedTuple):
-    """The program, compiled for A100s, and the peak of what a device holds beside operands and results, in bytes."""
+    """The program, compiled for A100s, and the peak of the bytes that a device holds beside operands and results."""
 
     compiled: Compiled
     temporary_bytes: int

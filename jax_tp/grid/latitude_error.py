@@ -1,10 +1,10 @@
-"""Latitude-weighted error on the grid, of a field predicted in patches whose features are sharded: latitude_error.py.
+"""Latitude-weighted error on the grid, of a field predicted in patches with sharded features: latitude_error.py.
 
 B batch   C channels   I latitudes   J longitudes   P side of a patch   T = I/P * J/P tokens   F = C*P*P
 X by Y devices on the axes "x" and "y"
 
                        grid                exchanged
-x_BTF a device         [B/X, T, F/Y]       [B/Y, T, F/X]     the prediction, as the grid's linears give it
+x_BTF a device         [B/X, T, F/Y]       [B/Y, T, F/X]     the prediction, as the grid's linears return it
 truth_BCIJ a device    [B/X, C, I, J]      [B/Y, C, I, J]    data: no gradient
 y                      []                  []                float32 for bfloat16 predictions
 forward                all-reduce of a scalar over all devices
@@ -45,7 +45,7 @@ PLANS = {
 
 
 class ManualGridLatitudeError(LatitudeError):
-    """`body` is the code of one device, on its own features of its own fields."""
+    """`body` is the per-device code, on this device's features of its fields."""
 
     def __call__(self, x_BTF: jax.Array, truth_BCIJ: jax.Array) -> jax.Array:
         per_device = map_shards(

@@ -6,8 +6,8 @@
     w_KN per device  [K/X, N/Y]    block (i, j)
     y_MN per device  [M/X, N/Y]    block (i, j)
 
-The products of forward and backward have one form each: Y = X W, dX = dY W^T, dW = X^T dY; product.py has the
-code of each algorithm. Payload of a device, in elements, of each collective:
+Forward and backward need three products: Y = X W, dX = dY W^T, dW = X^T dY; product.py has the algorithms. Payload per
+device of each collective, in elements:
 
     plan           Y = X W                              dX = dY W^T                         dW = X^T dY
     summa          broadcast y: M/X K, x: K N/Y         broadcast x: K N/Y,                 broadcast y: M/X K,
@@ -17,11 +17,11 @@ code of each algorithm. Payload of a device, in elements, of each collective:
     stationary     all-gather y: M K/X,                 all-gather x: M N/Y,                nothing
                    reduce-scatter x: M N/Y              reduce-scatter y: M K/X
 
-In `stationary` no part of w or dw ever moves. The block of X that meets block (i, j) of w has columns K_i, so X comes
-in the other way round, block (i, j) on device (x=j, y=i): gathered along y it is X[:, K_i]. The sums over i of the
-products are reduce-scattered along x into rows. The next layer has the roles of x and y exchanged.
+In `stationary` neither w nor dw ever moves. Block (i, j) of w is multiplied by the columns K_i of X, so X is laid out
+transposed, block (i, j) on device (x=j, y=i): gathered along y it becomes X[:, K_i]. The products are reduce-scattered
+along x into rows. The next layer exchanges the roles of x and y.
 
-`partitioner` says only how x, w and y are laid out; what is sent is the framework's choice.
+`partitioner` only states the layouts of x, w and y; the framework chooses the collectives.
 
 Sources: van de Geijn & Watts 1997 (SUMMA); Cannon 1969; Optimus, https://arxiv.org/abs/2104.05343; weight-stationary
 in 2D: Pope et al., https://arxiv.org/abs/2211.05102, section 3.2.2.
@@ -66,7 +66,7 @@ class ShardedWeight(nnx.Module):
 
 
 class AutoPartitioner(ShardedWeight):
-    """The compiler knows how x, w and y are laid out, and inserts what it takes."""
+    """The compiler knows the layouts of x, w and y and inserts the collectives."""
 
     def __call__(self, x_MK: jax.Array) -> jax.Array:
         return with_sharding_constraint(jnp.dot(x_MK, self.kernel[...]), self.plan.y)
@@ -76,7 +76,7 @@ class AutoPartitioner(ShardedWeight):
 
 
 class TypedPartitioner(ShardedWeight):
-    """x and w are both sharded over K, by different axes: the type of y has to be asked for."""
+    """x and w are both sharded over K, by different axes, so the type of y has to be given."""
 
     def __call__(self, x_MK: jax.Array) -> jax.Array:
         return jnp.dot(x_MK, self.kernel[...], out_sharding=self.plan.y)
@@ -86,7 +86,7 @@ class TypedPartitioner(ShardedWeight):
 
 
 class ManualProduct(ShardedWeight):
-    """The code of one device, on the blocks that the plan gives it: product.py."""
+    """The per-device code of product.py, on the blocks that the plan assigns to the device."""
 
     def __call__(self, x_MK: jax.Array) -> jax.Array:
         per_device = jax.shard_map(

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm on the grid, whose features are sharded: the statistics of a token are sums over y.
+"""Layer norm and RMS norm on the grid: the features are sharded over y, so the statistics of a token are sums over y.
 
     B batch   S sequence   D features   X by Y devices on the axes "x" and "y"
 
@@ -7,7 +7,7 @@
     scale_D, b_D       [D/Y]
 
     layer norm         mean = Σ_D x / D,   var = Σ_D (x - mean)² / D,   y = (x - mean) / sqrt(var + eps) * scale + b
-    RMS norm           the same with 0 in place of the mean, and no b
+    RMS norm           the same with mean 0 and no b
 
                        layer norm                                    RMS norm
     forward            all-reduce y: Σ x and Σ (x - mean)²,          all-reduce y: Σ x²,
@@ -16,12 +16,12 @@
                        B/X S each
                        all-reduce x: dscale and db, D/Y each         all-reduce x: dscale, D/Y
 
-Each sum over y is a value that all devices of the row have, and use each for its own features: so its gradient is a sum
-over y again. Σ x and Σ x² at once would be one all-reduce less, as Optimus has it, but mean(x²) - mean² cancels where
-the mean is large. The sums are in float32 for bfloat16. The gradients of scale and b are sums over tokens, which x
-shares out.
+Each sum over y is used by all devices of the row, each for its own features, so its gradient is a sum over y again.
+Computing Σ x and Σ x² together would save one all-reduce, but mean(x²) - mean² cancels where the mean
+is large. The sums are in float32 for bfloat16. The gradients of scale and b are sums over tokens, which are sharded
+over x.
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3.2.2; Ba et al., https://arxiv.org/abs/1607.06450; Zhang &
+Sources: Optimus, https://arxiv.org/abs/2104.05343; Ba et al., https://arxiv.org/abs/1607.06450; Zhang &
 Sennrich, https://arxiv.org/abs/1910.07467.
 """
 
@@ -46,13 +46,13 @@ PLANS = {
 
 
 def mean_over(x: jax.Array, axis: str) -> jax.Array:
-    """The mean of every token over its features, which the axis shards: [B, S, D/Y] -> [B, S, 1]."""
+    """The mean of every token over its features, which are sharded over the axis: [B, S, D/Y] -> [B, S, 1]."""
     total = reduce_from_tp(x.sum(-1, keepdims=True), axis)
     return copy_to_tp(total, axis) / (x.shape[-1] * lax.axis_size(axis))
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, b: jax.Array | None, eps: float, axis: str) -> jax.Array:
-    """Layer norm of every token, of which each device of the axis has its features."""
+    """Layer norm of every token, on this device's shard of its features."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - mean_over(wide, axis)
     y = centred * lax.rsqrt(mean_over(jnp.square(centred), axis) + eps) * scale
@@ -60,7 +60,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, b: jax.Array | None, eps: float, 
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, b: jax.Array | None, eps: float, axis: str) -> jax.Array:
-    """RMS norm of every token, of which each device of the axis has its features; it has no b."""
+    """RMS norm of every token, on this device's shard of its features; it has no b."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     y = wide * lax.rsqrt(mean_over(jnp.square(wide), axis) + eps) * scale
     return y.astype(x.dtype)
@@ -73,7 +73,7 @@ NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 
 
 class ManualGridNorm(nnx.Module):
-    """Per-device code; f over x on the parameters, as each row of devices has tokens of its own."""
+    """Per-device code; f over x on the parameters, as the tokens are sharded over x."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State, kind: str, eps: float) -> None:
         self.plan, self.norm, self.eps = plan, NORMS[kind], eps

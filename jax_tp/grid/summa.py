@@ -1,4 +1,4 @@
-"""SUMMA: the product of two matrices on a grid, panel by panel of the dim that is summed over.
+"""SUMMA: the product of two matrices on a grid, panel by panel of the contracted dim.
 
 Device (i, j) of the X by Y grid holds block (i, j) of each matrix: a [M/X, K/Y], b [K/X, N/Y], c [M/X, N/Y].
 
@@ -8,21 +8,20 @@ Device (i, j) of the X by Y grid holds block (i, j) of each matrix: a [M/X, K/Y]
     b' = a^T c         b'_pj = Σ_i a_ip^T c_ij       broadcast a_ip along y; reduce the product along x to p's owner
 
 The last two are the gradients of the first: a' = dx and b' = dw for c = dy. They need no transposed matrix.
-Reducing one panel to its one owner is an operation that XLA does not have. So a piece for every owner is made before
-one reduce-scatter gives each its own: the same payload, with all links in use. The payload of a device, in elements,
+XLA has no reduction to a single device. So the terms for one piece of every owner are computed first, and then one
+reduce-scatter gives each owner its piece: the same payload, with all links in use. Payload per device, in elements,
 summed over the panels, which are disjoint and cover K:
 
     c = a b            broadcast y: M/X K      broadcast x: K N/Y
     a' = c b^T         broadcast x: K N/Y      reduce-scatter y: M/X K
     b' = a^T c         broadcast y: M/X K      reduce-scatter x: K N/Y
 
-What is held beside the blocks does not grow with the grid: the panel in use
-and the one that is on its way, 2 panel (M/X + N/Y), and at most panel (or the number of owners, if that is more)
-columns or rows of products. Panels need not divide K, nor respect the borders of blocks: one that crosses a border is
-fetched in pieces.
+Memory beside the blocks does not grow with the grid: the panel in use and the one that is arriving,
+2 panel (M/X + N/Y), and at most panel (or the number of owners, if larger) columns or rows of products. Panels need not
+divide K or align with blocks: a panel that spans several blocks is fetched in pieces.
 
 Sources: van de Geijn & Watts, SUMMA: scalable universal matrix multiplication algorithm, Concurrency 9 (1997) 255-274,
-which has all three forms; Optimus, https://arxiv.org/abs/2104.05343, section 3.1, uses them for the gradients.
+which has all three forms; Optimus, https://arxiv.org/abs/2104.05343, uses them for the gradients.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Range = tuple[int, int]  # [start, stop)
 
 
 def panels(size: int, width: int) -> list[Range]:
-    """[0, size) in ranges of this width; the last may be narrower."""
+    """[0, size) split into ranges of this width; the last may be narrower."""
     return [(start, min(start + width, size)) for start in range(0, size, width)]
 
 
@@ -55,7 +54,7 @@ def fetch(block: jax.Array, dim: int, panel: Range, axis: str) -> jax.Array:
 
 
 def one_ahead(items: Iterator) -> Iterator:
-    """The same items, each drawn when the one before it is handed out: what starts when drawn overlaps its use."""
+    """The same items, each drawn before the previous one is yielded, so that what it starts overlaps that one's use."""
     ahead = next(items)
     for following in items:
         yield ahead
@@ -67,7 +66,7 @@ def one_ahead(items: Iterator) -> Iterator:
 class Summa:
     """The three forms over the axes x and y, `panel` columns and rows at a time.
 
-    The loops rebind their operands by `in_order`: so the panel after next is not sent before this product is there.
+    The loops pass their operands through `in_order`, so that the panel after next is not sent before this product.
     """
 
     x: str
@@ -93,7 +92,7 @@ class Summa:
         rows = one_ahead(fetch(b, 0, p, self.x) for p in wanted)
         pieces = []
         for _ in ranges:
-            parts = []  # for each owner [M/X, panel/Y], summed over own N
+            parts = []  # for each owner [M/X, panel/Y], partial: sums over N/Y
             for _ in range(owners):
                 part, b = in_order(jnp.dot(c, next(rows).T), b)
                 parts.append(part)
@@ -109,7 +108,7 @@ class Summa:
         columns = one_ahead(fetch(a, 1, p, self.y) for p in wanted)
         pieces = []
         for _ in ranges:
-            parts = []  # for each owner [panel/X, N/Y], summed over own M
+            parts = []  # for each owner [panel/X, N/Y], partial: sums over M/X
             for _ in range(owners):
                 part, a = in_order(jnp.dot(next(columns).T, c), a)
                 parts.append(part)

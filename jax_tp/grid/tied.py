@@ -6,19 +6,19 @@
     x_BS per device      [B/X, S]          [B/X, S]          ids
     table_VD per device  [V/X, D/Y]        [V/X, D/Y]        one parameter: its gradient is the sum over both uses
     h_BSD per device     [B/X, S, D/Y]     [B/X, S, D/Y]
-    y_BSV per device     [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the cross entropy of the grid takes them
+    y_BSV per device     [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the grid's cross entropy takes them
 
 The lookup is that of embedding.py. The head needs no transposed table: y = h table^T is SUMMA's second form, c b^T, and
-its gradients are the other two, dh = dy table and dtable = dy^T h. Their payloads, in elements:
+its gradients are the other two, dh = dy table and dtable = dy^T h. Payload per device, in elements:
 
     y = h table^T        broadcast x: V D/Y       reduce-scatter y: B/X S V
     dh = dy table        broadcast y: B/X S V     broadcast x: V D/Y
     dtable = dy^T h      broadcast y: B/X S V     reduce-scatter x: V D/Y
 
-In `stationary` table^T is the weight [D, V] of `stationary_exchanged` (linear.py) as it lies: all-gather x of h,
-B S D/Y, and reduce-scatter y of the logits, B S V/X; backward the transposes.
+In `stationary`, table^T already has the layout of the weight [D, V] of `stationary_exchanged` (linear.py): all-gather x
+of h, B S D/Y, and reduce-scatter y of the logits, B S V/X; in the backward pass their transposes.
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3; Press & Wolf, https://arxiv.org/abs/1608.05859.
+Sources: Optimus, https://arxiv.org/abs/2104.05343; Press & Wolf, https://arxiv.org/abs/1608.05859.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ STYLES = {"manual": ManualGridTied}
 
 
 def build(mesh: Mesh, style: str, plan: Plan, state: State, num_ids: int) -> nnx.Module:
-    """The layer; `state`: the global embed.table [V, D], of which num_ids rows are ids.
+    """The layer; `state`: the global embed.table [V, D], whose first num_ids rows are used.
 
-    Raises ValueError for a table that is smaller than num_ids, or whose rows x does not divide.
+    Raises ValueError for a table with fewer rows than num_ids, or whose rows x does not divide.
     """
     check_size(state["embed.table"], num_ids)
     return STYLES[style](mesh, plan, state)

@@ -1,4 +1,4 @@
-"""A plan of the grid beside `gathered`, in turns: what slows both, such as a busy machine, leaves the ratio."""
+"""Times a grid plan and `gathered` in turns, so that a busy machine slows both and their ratio stays meaningful."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BASELINE = "gathered"
 
 
 def make_call(question: ChainQuestion, device: str) -> Callable[[], object]:
-    """The products on operands of their own, to be called as often as wanted."""
+    """A function that runs the products on operands of its own."""
     mesh = make_mesh(question.mesh, device)
     operands, cotangent = operands_of(question, mesh)
     return lambda: run(question, mesh, operands, cotangent)
 
 
 def bench(question: ChainQuestion, rank: int, device: str, num_pairs: int) -> PairedTimes:
-    """Seconds of both, so many times each, after a cold call; every second pair in the other order."""
+    """Seconds of num_pairs calls of each, after a cold call; the order alternates from pair to pair."""
     baseline = make_call(replace(question, plan=BASELINE), device)
     call = make_call(question, device)
     for cold in (baseline, call):

@@ -1,4 +1,4 @@
-"""Products x w_1 w_2 ... by one plan on a mesh: what a device sends and holds, for a mesh that is not there.
+"""Chains of products x w_1 w_2 ... under one plan: what a device sends and holds, on a mesh that need not exist.
 
     plan                  mesh     x [M, D]            w_1, w_3, ... [D, F]    w_2, w_4, ... [F, D]
     megatron              tp       whole               columns over tp         rows over tp
@@ -7,7 +7,7 @@
     gathered
     stationary            x, y     blocks (y, x)       blocks (x, y)           blocks (y, x)
 
-The first two multiply by pairs: an MLP without its activation, which sends nothing.
+The first two plans use the weights in pairs: an MLP without its activation.
 
 Sources: those of linear.py and grid/matmul.py.
 """
@@ -30,7 +30,7 @@ from torch_tp.grid.product import Grid, multiply
 from torch_tp.mesh import make_mesh
 from torch_tp.trace import Call, RecordCollectives
 
-Axes = tuple[str | None, str | None]  # that shard the rows and the columns of a matrix
+Axes = tuple[str | None, str | None]  # the axes that shard the rows and the columns of a matrix
 LAYOUTS: dict[str, tuple[Axes, Axes, Axes]] = {  # of x, of w_1, of w_2
     "megatron": ((None, None), (None, "tp"), ("tp", None)),
     "sequence_parallel": (("tp", None), (None, "tp"), ("tp", None)),
@@ -49,7 +49,7 @@ def layouts_of(plan: str, num_products: int) -> list[Axes]:
 
 
 def multiply_all(x: torch.Tensor, ws: Sequence[torch.Tensor], mesh: DeviceMesh, plan: str, panel: int) -> torch.Tensor:
-    """The shard of x w_1 w_2 ... from those of x and of every w. Raises ValueError for half a pair of a 1D plan."""
+    """This device's shard of x w_1 w_2 ..., from its shards. Raises ValueError for an odd number of weights in 1D."""
     if plan in ("megatron", "sequence_parallel"):
         for up, down in zip(ws[::2], ws[1::2], strict=True):
             x = copy_to_tp(x, mesh["tp"]) if plan == "megatron" else gather_from_sp(x, mesh["tp"], dim=0)
@@ -63,7 +63,7 @@ def multiply_all(x: torch.Tensor, ws: Sequence[torch.Tensor], mesh: DeviceMesh, 
 
 
 def operands_of(question: ChainQuestion, mesh: DeviceMesh) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """This device's shards of x, w_1, w_2, ..., and of a cotangent of the result, of random numbers."""
+    """This device's shards of x, w_1, w_2, ... and of a cotangent of the result, with random values."""
     first, *_, last = question.widths
     shapes = [(question.rows, first), *itertools.pairwise(question.widths), (question.rows, last)]
 
@@ -80,21 +80,21 @@ def operands_of(question: ChainQuestion, mesh: DeviceMesh) -> tuple[list[torch.T
 def run(
     question: ChainQuestion, mesh: DeviceMesh, operands: Sequence[torch.Tensor], cotangent: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The result, and the gradients of all operands if they are asked for."""
+    """The result and, if asked for, the gradients of all operands."""
     y = multiply_all(operands[0], operands[1:], mesh, question.plan, question.panel)
     return [y, *(torch.autograd.grad(y, operands, cotangent) if question.backward else ())]
 
 
 class HeldBytes(TorchDispatchMode):
-    """The bytes of all storages that were made inside and are alive: now (`held`), and at most (`peak`).
+    """Bytes of the live storages that were allocated inside this context: now (`held`) and at most (`peak`).
 
-    As an allocator counts that never splits or rounds.
+    An allocator's rounding and fragmentation are not included.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.held = self.peak = 0
-        self._alive: dict[int, int] = {}  # storages -> their bytes
+        self._alive: dict[int, int] = {}  # storage -> its bytes
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -117,14 +117,14 @@ class HeldBytes(TorchDispatchMode):
 
 
 class Traced(NamedTuple):
-    """What a device dispatches, and the peak of what it holds beside operands and results, in bytes."""
+    """The collectives that a device dispatches, and the peak of the bytes that it holds beside operands and results."""
 
     calls: list[Call]
     temporary_bytes: int
 
 
 def chain(question: ChainQuestion) -> Traced:
-    """Run the products on shapes without values. Inside `fake_group`."""
+    """Run the products on tensors without data. Call inside `fake_group`."""
     mesh = make_mesh(question.mesh, "cpu")
     operands, cotangent = operands_of(question, mesh)
     with RecordCollectives(mesh) as record, HeldBytes() as held:

@@ -1,11 +1,11 @@
-"""Cross entropy on the grid, of logits that are never gathered: the mean over tokens of -log softmax(x)[label].
+"""Cross entropy on the grid without gathering the logits: the mean over tokens of -log softmax(x)[label].
 
     B batch   S sequence   V logits   N ids, N <= V   X by Y devices on the axes "x" and "y"
 
                            grid              exchanged
-    x_BSV per device       [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the grid's heads give them
+    x_BSV per device       [B/X, S, V/Y]     [B/Y, S, V/X]     logits, as the grid's heads return them
     labels_BS per device   [B/X, S]          [B/Y, S]          int64: no gradient
-    y                      []                []                float32 for bfloat16 logits, as everything inside
+    y                      []                []                float32 for bfloat16 logits, also in between
     forward                all-reduce y: max, Σ exp and the label's logit of each token, B/X S each;
                            all-reduce x: Σ loss and the number of labels, 2           (exchanged: x for y, y for x)
     backward               no collective
@@ -13,7 +13,7 @@
 The loss of a token is that of cross_entropy.py over the axis that shards its logits; y is the mean over the tokens of
 all devices whose label is not ignored. The logits from N on are padding.
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3; Megatron-LM, https://arxiv.org/abs/1909.08053.
+Sources: Optimus, https://arxiv.org/abs/2104.05343; Megatron-LM, https://arxiv.org/abs/1909.08053.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PLANS = {
 
 
 class ManualGridCrossEntropy(CrossEntropy):
-    """The losses of the own tokens over one axis, their mean over the other."""
+    """The losses of this device's tokens by reductions over one axis, their mean by reductions over the other."""
 
     def forward(self, x_BSV: DTensor, labels_BS: DTensor) -> DTensor:
         per_device = local_map(

@@ -11,14 +11,14 @@
     stationary   all-gather x: ids B S (int64);                   all-gather x: dy, B S D/Y
                  reduce-scatter x: y, B S D/Y
 
-`summa` is the product of one-hot rows and the table as SUMMA makes it, but for the one-hot rows, which nobody needs:
-block by block of the table, each device looks up the ids of its own tokens that are in it. The gradients of all blocks
-are there before they are summed. In `stationary` the table stays: each device looks up the ids of all tokens that are
-in its own block, and the sums are scattered. That is less where there are fewer tokens than rows.
+`summa` is SUMMA's product of one-hot rows and the table without forming the one-hot rows: the blocks of the table are
+broadcast one by one, and each device looks up the ids of its tokens in them. The gradients of all blocks are held
+before they are reduced. In `stationary` the table stays: each device looks up the ids of all tokens in its own block,
+and the results are reduce-scattered. That sends less if there are fewer tokens than rows.
 
     positions            summa and stationary: table_CD a device [C, D/Y]; backward all-reduce x: the S rows used, S D/Y
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3; padding of the vocabulary: embedding.py.
+Sources: Optimus, https://arxiv.org/abs/2104.05343; padding of the vocabulary: embedding.py.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ class _PanelLookup(torch.autograd.Function):
 
 
 def rows_of(grad: torch.Tensor, ids: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """The gradient of a whole table by that of the rows looked up: [B, S, D], [B, S] -> [V, D]."""
+    """The gradient of the table from that of the rows looked up: [B, S, D], [B, S] -> [V, D]."""
     table = grad.new_zeros(num_rows, grad.shape[-1])
     return table.index_add(0, ids.flatten(), grad.flatten(0, -2))
 
 
 def panel_lookup(ids: torch.Tensor, table: torch.Tensor, axis: DeviceMesh) -> torch.Tensor:
-    """table[ids] of the own tokens, block by block of the table: [B/X, S], [V/X, D/Y] -> [B/X, S, D/Y]."""
+    """table[ids] for this device's tokens, block by block of the table: [B/X, S], [V/X, D/Y] -> [B/X, S, D/Y]."""
     return _PanelLookup.apply(ids, table, axis)
 
 
 def stationary_lookup(ids: torch.Tensor, table: torch.Tensor, axis: DeviceMesh) -> torch.Tensor:
-    """The same from the own block of the table for all tokens, whose sums are scattered."""
+    """The same by looking up all tokens in this device's block of the table; the results are reduce-scattered."""
     ids = gather_from_sp(ids, axis, dim=0)  # [B, S]
-    y = masked_lookup(ids, table, axis)  # [B, S, D/Y], a part of the sum
+    y = masked_lookup(ids, table, axis)  # [B, S, D/Y], partial
     return reduce_scatter_to_sp(y, axis, dim=0)
 
 
@@ -116,7 +116,7 @@ class ManualGridEmbedding(nn.Module):
 
 
 class GridPositions(nn.Module):
-    """A vector for each place in the sequence: its features are sharded over y, as those of h."""
+    """A learned vector per position; its features are sharded over y, as those of h."""
 
     def __init__(self, mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
@@ -143,9 +143,9 @@ STYLES = {"manual": ManualGridEmbedding}
 
 
 def build(mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], num_ids: int) -> nn.Module:
-    """The layer; `state` holds the global table [V, D], of which num_ids rows are ids.
+    """The layer; `state` holds the global table [V, D], whose first num_ids rows are used.
 
-    Raises ValueError for a table that is smaller than num_ids, or whose rows x does not divide.
+    Raises ValueError for a table with fewer rows than num_ids, or whose rows x does not divide.
     """
     check_size(state["table"], num_ids)
     return STYLES[style](mesh, plan, state)

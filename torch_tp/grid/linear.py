@@ -8,19 +8,17 @@
     b_F per device     [F/Y]                       [F/Y]               [F/X]
     y_BSF per device   [B/X, S, F/Y]               [B/X, S, F/Y]       [B/Y, S, F/X]
 
-The product is that of matmul.py, of M = B S rows, K = D and N = F; so are its collectives. The bias is the same for all
-tokens, which one axis shares out: its gradient is a sum over that axis.
+The product and its collectives are those of matmul.py with M = B S, K = D and N = F. The bias is the same for all
+tokens, which are sharded over one axis, so its gradient is summed over that axis.
 
     backward         all-reduce db_F over x, payload F/Y; `stationary_exchanged`: over y, payload F/X
 
-Several linears of the same x are one product with their weights side by side: a device puts its own columns of each
-together, and x is sent once. (The columns of the whole are then in another order than those of any one checkpoint, but
-nobody sees the whole.)
+Several linears of the same x are computed as one product: each device concatenates its columns of their weights, and x
+is sent once. (The concatenated global weight, with its columns in another order than in a checkpoint, is never formed.)
 
-Where `stationary` is followed by `stationary_exchanged`, or the other way round, activations alternate between two
-layouts, and no weight ever moves.
+Where `stationary` and `stationary_exchanged` alternate, activations alternate between two layouts and no weight moves.
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3.2 (it keeps biases on one row of the grid and broadcasts
+Sources: Optimus, https://arxiv.org/abs/2104.05343 (it keeps biases on one row of the grid and broadcasts
 them); Pope et al., https://arxiv.org/abs/2211.05102, section 3.2.2.
 """
 
@@ -52,7 +50,7 @@ PLANS = {
     "stationary_exchanged": Plan(x=BLOCK, y=EXCHANGED, params=PARAMS_EXCHANGED, algorithm="stationary"),
 }
 
-# The plans of two layers in a row, into hidden features and back, by algorithm.
+# By algorithm, the plans of two consecutive layers: into the hidden features and back.
 PAIRS = {
     algorithm: (PLANS["stationary_exchanged" if algorithm == "stationary" else algorithm], PLANS[algorithm])
     for algorithm in ("summa", "cannon", "gathered", "stationary")
@@ -73,13 +71,13 @@ class GridLinear(nn.Module):
 
 
 def side_by_side(parts: Sequence[Affine]) -> Affine:
-    """The own columns of several linears of the same x, as those of one; all have a bias or none has."""
+    """This device's columns of several linears of the same x, concatenated; either all have a bias or none."""
     weights, biases = zip(*parts, strict=True)
     return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
 
 
 def affine(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, grid: Grid) -> torch.Tensor:
-    """x w + b of one device: its blocks of x [B/R, S, D/C] and w^T [F/C, D/R], its b [F/C] (R, C: product.py)."""
+    """x w + b on one device, from its blocks of x [B/R, S, D/C], w^T [F/C, D/R] and b [F/C] (R, C: product.py)."""
     y = multiply(x, w.T, grid)
     return y if b is None else y + copy_to_tp(b, grid.rows)
 
@@ -88,13 +86,13 @@ def affine(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, grid: Grid)
 
 
 class ManualGridLinear(GridLinear):
-    """The product, then the bias on every device's own block."""
+    """The product, then this device's block of the bias."""
 
     def forward(self, x_BSD: DTensor) -> DTensor:
         per_device = local_map(
             self.body,
             in_placements=(self.plan.x, *self.placements),
-            out_placements=list(self.plan.y),  # a tuple would be one for each of several results
+            out_placements=list(self.plan.y),  # a tuple would mean several results
             device_mesh=self.mesh,
         )
         return per_device(x_BSD, self.weight, self.bias)

@@ -6,8 +6,8 @@
     w_KN per device  [K/X, N/Y]    block (i, j)
     y_MN per device  [M/X, N/Y]    block (i, j)
 
-The products of forward and backward have one form each: Y = X W, dX = dY W^T, dW = X^T dY; product.py has the
-code of each algorithm. Payload of a device, in elements, of each collective:
+Forward and backward need three products: Y = X W, dX = dY W^T, dW = X^T dY; product.py has the algorithms. Payload per
+device of each collective, in elements:
 
     plan           Y = X W                              dX = dY W^T                         dW = X^T dY
     summa          broadcast y: M/X K, x: K N/Y         broadcast x: K N/Y,                 broadcast y: M/X K,
@@ -17,11 +17,11 @@ code of each algorithm. Payload of a device, in elements, of each collective:
     stationary     all-gather y: M K/X,                 all-gather x: M N/Y,                nothing
                    reduce-scatter x: M N/Y              reduce-scatter y: M K/X
 
-In `stationary` no part of w or dw ever moves. The block of X that meets block (i, j) of w has columns K_i, so X comes
-in the other way round, block (i, j) on device (x=j, y=i): gathered along y it is X[:, K_i]. The sums over i of the
-products are reduce-scattered along x into rows. The next layer has the roles of x and y exchanged.
+In `stationary` neither w nor dw ever moves. Block (i, j) of w is multiplied by the columns K_i of X, so X is laid out
+transposed, block (i, j) on device (x=j, y=i): gathered along y it becomes X[:, K_i]. The products are reduce-scattered
+along x into rows. The next layer exchanges the roles of x and y.
 
-`partitioner` says only how x, w and y are laid out; what is sent is the framework's choice.
+`partitioner` only states the layouts of x, w and y; the framework chooses the collectives.
 
 Sources: van de Geijn & Watts 1997 (SUMMA); Cannon 1969; Optimus, https://arxiv.org/abs/2104.05343; weight-stationary
 in 2D: Pope et al., https://arxiv.org/abs/2211.05102, section 3.2.2.
@@ -70,9 +70,9 @@ class ShardedWeight(nn.Module):
 
 
 class AutoPartitioner(PlainLinear):
-    """PyTorch's own layer, whose weight `distribute_module` shards; the forward stays as it was.
+    """PyTorch's own layer, whose weight `distribute_module` shards; `forward` is unchanged.
 
-    (`parallelize_module` takes meshes of one axis only.)
+    (`parallelize_module` supports only meshes of one axis.)
     """
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
@@ -81,7 +81,7 @@ class AutoPartitioner(PlainLinear):
         def shard(_name: str, layer: nn.Module, mesh: DeviceMesh) -> None:
             weight = distribute_tensor(layer.weight, mesh, plan.params["weight"], src_data_rank=None)
             layer.weight = nn.Parameter(weight)
-            # DTensor leaves the gradient of a leaf in whatever layout its rule gave, here a Partial one.
+            # DTensor leaves the gradient of a leaf in the layout that its sharding rule gave, here Partial().
             layer.weight.register_hook(lambda grad: grad.redistribute(placements=plan.params["weight"]))
 
         def place_output(_layer: nn.Module, y_MN: DTensor, _mesh: DeviceMesh) -> DTensor:
@@ -94,10 +94,10 @@ class AutoPartitioner(PlainLinear):
 
 
 class TypedPartitioner(ShardedWeight):
-    """DTensor picks the layouts in which it multiplies by what they cost to reach, and the type of y follows."""
+    """DTensor multiplies in the layouts that are cheapest to redistribute to; they determine the placements of y."""
 
     def forward(self, x_MK: DTensor) -> DTensor:
-        # Weight to weight does nothing forward; backward it makes a gradient of type Partial whole.
+        # A no-op in the forward pass; in the backward pass it reduces the Partial() gradient of the weight.
         weight = self.weight.redistribute(placements=self.plan.params["weight"])
         return linear(x_MK, weight).redistribute(placements=self.plan.y)
 
@@ -106,13 +106,13 @@ class TypedPartitioner(ShardedWeight):
 
 
 class ManualProduct(ShardedWeight):
-    """The code of one device, on the blocks that the plan gives it: product.py."""
+    """The per-device code of product.py, on the blocks that the plan assigns to the device."""
 
     def forward(self, x_MK: DTensor) -> DTensor:
         per_device = local_map(
             self.body,
             in_placements=(self.plan.x, self.plan.params["weight"]),
-            out_placements=list(self.plan.y),  # a tuple would be one for each of several results
+            out_placements=list(self.plan.y),  # a tuple would mean several results
             device_mesh=self.mesh,
         )
         return per_device(x_MK, self.weight)

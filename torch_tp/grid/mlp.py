@@ -9,10 +9,10 @@
     w_down per device         [F/X, D/Y]                  [F/X, D/Y]
     y_BSD per device          [B/X, S, D/Y]               [B/X, S, D/Y]
 
-Two linears of linear.py, whose collectives are all there are: the activation is elementwise, and each device has whole
-blocks of h. Gate and up are one product with the two weights side by side, so x is sent once for both.
+Two linears (linear.py), whose collectives are the only ones: the activation is elementwise. Gate and up are a single
+product with the two weights side by side, so x is sent once for both.
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343, section 3.2.1; Shazeer, https://arxiv.org/abs/2002.05202.
+Sources: Optimus, https://arxiv.org/abs/2104.05343; Shazeer, https://arxiv.org/abs/2002.05202.
 """
 
 from __future__ import annotations

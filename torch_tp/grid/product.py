@@ -1,19 +1,19 @@
-"""The product of a device's blocks, x [M/R, K/C] and w, by one of the algorithms; with its gradients.
+"""The product of a device's blocks of x and w by one of the algorithms, with its gradients.
 
-R and C are the numbers of devices along the axes `rows` and `columns`, which shard the rows and the columns of y. They
-are "x" and "y", or for every second layer of `stationary` "y" and "x".
+R and C are the numbers of devices along the axes `rows` and `columns`, which shard the rows and the columns of y. These
+are "x" and "y", or "y" and "x" in every second layer of `stationary`.
 
-    algorithm     x per device   w a device     y a device     what is sent
+    algorithm     x per device   w per device   y per device   collectives
     summa         [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     summa.py
     cannon        [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     cannon.py
     gathered      [M/R, K/C]     [K/R, N/C]     [M/R, N/C]     forward all-gathers of x and w, backward reduce-scatters
     stationary    [M/C, K/R]     [K/R, N/C]     [M/R, N/C]     all-gather of x, reduce-scatter of y; the transposes
 
-The head of a tied table (tied.py) multiplies by w^T, w a block [N/R, K/C]: `multiply_transposed`.
+The head of a tied table (tied.py) multiplies by w^T with blocks [N/R, K/C] of w: `multiply_transposed`.
 
-`matmul.py` has the payloads. `summa` and `cannon` keep only the blocks for backward and send panels or blocks again:
-their gradients are algorithms of their own. `gathered` and `stationary` are transposed collective by collective, with
-the gathered operands kept for backward.
+`matmul.py` gives the payloads. `summa` and `cannon` save only a device's blocks for the backward pass and send panels
+or blocks again: their gradients are algorithms of their own. `gathered` and `stationary` are transposed collective by
+collective, and save the gathered operands.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from torch_tp.layouts import Plan
 
 @dataclass(frozen=True)
 class Grid:
-    """The axes that shard the rows and the columns of a product, and how it is made."""
+    """The axes that shard the rows and the columns of a product, and its algorithm."""
 
     rows: DeviceMesh
     columns: DeviceMesh
     algorithm: str
-    panel: int  # of K, for `summa`; 0: the widest that no border of a block crosses
+    panel: int  # width along K, for `summa`; 0: the widest panel that lies within one block
 
 
 def axes_of(mesh: DeviceMesh, layout: tuple[Placement, ...]) -> tuple[DeviceMesh, DeviceMesh]:
-    """The axis that shards the first dim, and the one that shards the last."""
+    """The axes that shard the first and the last dim."""
     names, last = mesh.mesh_dim_names or (), max(placement.dim for placement in layout)
     rows, columns = (mesh[names[layout.index(Shard(dim))]] for dim in (0, last))
     return rows, columns
 
 
 def grid_of(mesh: DeviceMesh, plan: Plan, panel: int = 0) -> Grid:
-    """The grid of a layer whose output has the layout y of the plan."""
+    """The Grid of a layer whose output has the plan's layout of y."""
     return Grid(*axes_of(mesh, plan.y), plan.algorithm, panel)
 
 
@@ -68,7 +68,7 @@ class _GridProduct(torch.autograd.Function):
 
 
 def grid_product(a: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) -> torch.Tensor:
-    """a b of the algorithm's first form, with its other two forms as gradients; saved are the own blocks."""
+    """a b, the algorithm's first form, with the other two as gradients; saves only this device's blocks."""
     return _GridProduct.apply(a, b, algorithm)
 
 
@@ -86,12 +86,12 @@ class _TransposedProduct(torch.autograd.Function):
 
 
 def transposed_product(c: torch.Tensor, b: torch.Tensor, algorithm: Summa | Cannon) -> torch.Tensor:
-    """c b^T, the algorithm's second form, with the other two as gradients; saved are the own blocks."""
+    """c b^T, the algorithm's second form, with the other two as gradients; saves only this device's blocks."""
     return _TransposedProduct.apply(c, b, algorithm)
 
 
 def widest_panel(size: int, grid: Grid) -> int:
-    """The widest that no border of a block crosses, of a dim of this size."""
+    """The width of the widest panel that lies within one block, for a dim of this size."""
     return size // math.lcm(grid.rows.size(), grid.columns.size())
 
 
@@ -102,22 +102,22 @@ def summa(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def cannon(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Block by block, round the rings. Raises ValueError for a grid that is not square."""
+    """Block by block around the rings. Raises ValueError for a grid that is not square."""
     check_square(grid.rows.size(), grid.columns.size())
     return grid_product(x, w, Cannon(grid.rows, grid.columns))
 
 
 def gathered(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The whole rows of x and columns of w that the own block of y needs, then one product."""
+    """Gather the rows of x and the columns of w that this device's block of y needs, then one product."""
     x = gather_from_sp(x, grid.columns, dim=1)  # [M/R, K]
     w = gather_from_sp(w, grid.rows, dim=0)  # [K, N/C]
     return x @ w
 
 
 def stationary(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """All rows of x meet the own block of w, which stays where it is."""
+    """Gather all rows of x for this device's block of w, which stays where it is."""
     x = gather_from_sp(x, grid.columns, dim=0)  # [M, K/R]
-    y = x @ w  # [M, N/C], summed over the own K
+    y = x @ w  # [M, N/C], partial: a sum over K/R
     return reduce_scatter_to_sp(y, grid.rows, dim=0)
 
 
@@ -125,7 +125,7 @@ ALGORITHMS = {"summa": summa, "cannon": cannon, "gathered": gathered, "stationar
 
 
 def multiply(x: torch.Tensor, w: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """x w of whatever shards the algorithm wants; x may have further dims of rows inside the first, as [B, S, K]."""
+    """x w of the shards that the algorithm takes; x may have more row dims after the first, e.g. [B, S, K]."""
     y = ALGORITHMS[grid.algorithm](x.flatten(0, -2), w, grid)
     return y.unflatten(0, (-1, *x.shape[1:-1]))
 

@@ -1,4 +1,4 @@
-"""ViT on the grid: the model of models/vit.py, made of the grid's layers: residuals are never whole on a device.
+"""ViT on the grid: models/vit.py built from the grid's layers; no device ever holds a whole residual.
 
     B batch   C channels   I latitudes   J longitudes   P side of a patch   T = I/P * J/P tokens   F = C*P*P
     D features   V classes, padded   X by Y devices on the axes "x" and "y"
@@ -12,14 +12,14 @@
     head's output           [B/X, T, F/Y] or [B/X, 1, V/Y]    [B/Y, T, F/X] or [B/Y, 1, V/X]      never gathered
     y                       []                                []
 
-What is sent is what the layers send, and for the embedding of patches, which each row of devices has whole,
+The collectives are those of its layers, and for the embedding of patches, which are replicated over y,
 
     forward               all-gather x: w_embed, F D/Y
     backward              reduce-scatter x: dw_embed, F D/Y; all-reduce x: db_embed, D/Y; all-reduce y: dx, B/X T F
 
-(no dx in training). The field needs no gather of what nobody has sent: so w comes to the patches, not both together.
+(no dx in training). Since every device already has its whole patches, only w is gathered.
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343; further those of models/vit.py.
+Sources: Optimus, https://arxiv.org/abs/2104.05343, and those of models/vit.py.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ PLANS = {
 
 
 class PatchEmbedding(nnx.Module):
-    """A linear of patches that are whole: the own columns of the weight are gathered for them."""
+    """A linear of patches that are whole on each device, for which this device's columns of the weight are gathered."""
 
     def __init__(self, mesh: Mesh, plan: Plan, state: State) -> None:
         self.plan = plan

@@ -1,4 +1,4 @@
-"""GPT on the grid: the model of models/gpt.py, made of the grid's layers: residuals are never whole on a device.
+"""GPT on the grid: models/gpt.py built from the grid's layers; no device ever holds a whole residual.
 
     B batch   S sequence   D features   V rows of the table   C positions   X by Y devices on the axes "x" and "y"
 
@@ -11,11 +11,11 @@
     logits per device      [B/X, S, V/Y]     [B/Y, S, V/X]      never gathered
     y                      []                []
 
-What is sent is what its layers send: tied.py, embedding.py (positions), a block.py for each block, norm.py, and
-cross_entropy.py. A step of training adds the norm of the gradients: one number for each parameter over x and y, and
-for those that are the same in all rows (of norms, biases, positions) over y alone.
+The collectives are those of its layers: tied.py, embedding.py (positions), block.py for each block, norm.py, and
+cross_entropy.py. A training step adds the norm of the gradients: one number per parameter, over x and y, or over y
+alone for those that are replicated over x (of norms, biases, positions).
 
-Sources: Optimus, https://arxiv.org/abs/2104.05343; further those of models/gpt.py.
+Sources: Optimus, https://arxiv.org/abs/2104.05343, and those of models/gpt.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PLANS = {
 
 
 class GridGpt(gpt.Gpt):
-    """The model of 1D with the grid's layers."""
+    """The 1D model with the grid's layers."""
 
     layers: ClassVar[Mapping[str, Any]] = {
         "tied": tied,
