@@ -40,7 +40,8 @@ from parity.cli_train import train
 from parity.compare import compare
 from parity.contract import Case
 from parity.guide import source_of_case
-from parity.report.detail import describe_cases, render_case
+from parity.report.case_list import describe_cases
+from parity.report.detail import render_case
 from parity.report.terminal import print_comparison, spent_line
 from parity.run import Command, Manner, execute, groups, resume_run, start_run, worker_commands
 from parity.rundir import read_run
@@ -102,7 +103,7 @@ def list_cases(
             typer.echo(case.id)
         return
     for heading, members in itertools.groupby(cases, lambda case: "/".join(case.id.split("/")[:3])):
-        console.print(describe_cases(heading, list(members)), soft_wrap=True)
+        console.print(describe_cases(heading, list(members), console.width), soft_wrap=True, highlight=False)
     console.print(f"{len(cases)} cases; --ids prints the id of each")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -10,9 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from parity.cases import family_of
 from parity.check import base_name
-from parity.contract import FRAMEWORKS, Case
+from parity.contract import FRAMEWORKS
 from parity.report.terminal import STYLE, times
 
 LEDGERS = {
@@ -32,25 +31,6 @@ def render_case(case: Mapping[str, Any]) -> RenderableType:
     parts += [Text(f"  {note}", style="dim") for note in [*case["rewrites"], *case["notes"]]]
     parts += [numerics_table(case), ledger_table(case["collectives"]), timing_table(case["timing"])]
     return Group(*parts)
-
-
-def describe_cases(heading: str, cases: Sequence[Case]) -> Text:
-    """Cases that differ in style, mesh and dtype only: what they have in common, and in what they differ."""
-    first = cases[0]
-    family = family_of(first)
-    params, batch = family.shapes(first)
-    tensors = ", ".join(f"{name} [{family.tensors[name]}]" for name in (*batch, "y", *params))
-    widest = max(cases, key=lambda case: case.num_devices)
-    moved = ", ".join(f"{entry.pass_} {entry.kind} {entry.elements}" for entry in family.expected(widest))
-    differing = (
-        [case.style for case in cases],
-        [",".join(f"{axis}={size}" for axis, size in case.mesh.items()) for case in cases],
-        [case.id.split("/")[5] for case in cases],
-    )
-    text = Text(heading, style="bold")
-    for line in (tensors, moved or "no collective", " | ".join(" ".join(dict.fromkeys(names)) for names in differing)):
-        text.append(f"\n    {line}", style="not bold")
-    return text
 
 
 def numerics_table(case: Mapping[str, Any]) -> Table:
