@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from parity.cases import SUITES, matches, select
 from parity.cases.family import NUMERICS, TRAINING, Selection
@@ -43,7 +44,7 @@ from parity.guide import source_of_case
 from parity.report.case_list import describe_cases
 from parity.report.detail import render_case
 from parity.report.terminal import print_comparison, spent_line
-from parity.run import Command, Manner, execute, groups, resume_run, start_run, worker_commands
+from parity.run import Command, Manner, execute, resume_run, start_run, undone, worker_commands
 from parity.rundir import read_run
 from parity.spent import time_spent
 
@@ -64,6 +65,7 @@ Suite = Annotated[str | None, typer.Option(help=SUITE_HELP)]
 Meshes = Annotated[list[str] | None, typer.Option("--mesh", help="In place of the suite's, e.g. tp=4. Repeatable.")]
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help=f"One of {', '.join(JUDGED)}. Repeatable.")]
 Dims = Annotated[str | None, typer.Option("--dims", help="Other sizes, e.g. D=1024,F=4096.")]
+AllRows = Annotated[bool, typer.Option("--all-rows", help="A row for every case, however many there are.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of state and batch.")]
 
 
@@ -128,6 +130,7 @@ def run(
     torch_python: TorchPython = sys.executable,
     jax_python: JaxPython = sys.executable,
     case_limit: Annotated[float, typer.Option(min=1, help="Seconds that a case may take before it is given up.")] = 120,
+    all_rows: AllRows = False,
 ) -> None:
     """Run cases in both frameworks and compare.
 
@@ -148,29 +151,31 @@ def run(
             start_run(directory, cases, {**manner.settings, "seed": seed, "arguments": sys.argv[1:]})
         run_groups(directory, cases, commands, manner)
         started = time.monotonic()
-        comparison = compare_and_write(directory)
+        comparison = compare_and_write(directory, all_rows)
     spent = spent_line(time_spent(directory), time.monotonic() - started)
-    console.print(f"[dim]{spent}\n{directory / 'comparison.json'}[/]")
+    console.print(Text(f"{spent}\n{directory / 'comparison.json'}", "dim"), soft_wrap=True)
     raise typer.Exit(exit_code(comparison))
 
 
 def run_groups(directory: Path, cases: Sequence[Case], commands: Mapping[str, Command], manner: Manner) -> None:
     """All that is left of a run, with a bar; Ctrl-C ends with a line that says how to go on."""
     try:
-        with progress_bar(sum(len(ids) for _, ids in groups(cases, commands, manner))) as on_event:
+        with progress_bar(undone(directory, cases, commands, manner)) as on_event:
             execute(directory, cases, commands, manner, on_event)
     except KeyboardInterrupt:
         error_console.print(f"interrupted: `parity run --resume {directory}` does the rest", soft_wrap=True)
         raise typer.Exit(130) from None
 
 
-def compare_and_write(directory: Path) -> dict[str, Any]:
+def compare_and_write(directory: Path, all_rows: bool) -> dict[str, Any]:
     """Compare a run from its files, write comparison.json and print the tables."""
     run = read_run(directory)
     with comparing_bar(len(run.cases)) as on_case:
         comparison = compare(run, on_case=on_case)
     (directory / "comparison.json").write_text(json.dumps(comparison, indent=1))
-    print_comparison(console, comparison)
+    print_comparison(console, comparison, all_rows)
+    if finding := next((case["id"] for case in comparison["cases"] if case["verdict"] == "fail"), None):
+        console.print(Text(f"all there is of a case: parity compare {directory} {finding}", "dim"), soft_wrap=True)
     return comparison
 
 
@@ -198,10 +203,11 @@ def exit_code(comparison: dict[str, Any]) -> int:
 def compare_run(
     directory: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
     globs: Annotated[list[str] | None, typer.Argument(metavar="CASE", help="Show all of these cases.")] = None,
+    all_rows: AllRows = False,
 ) -> None:
     """Compare a run again from its files, needing neither framework; with CASEs, show all that there is of them."""
     with one_line_errors():
-        comparison = compare_some(directory, globs) if globs else compare_and_write(directory)
+        comparison = compare_some(directory, globs) if globs else compare_and_write(directory, all_rows)
     raise typer.Exit(exit_code(comparison))
 
 

@@ -68,7 +68,7 @@ def grid(
             for backward in ([False] if forward else [False, True])
             for question in bench_questions(given, axes, panel or PANELS, backward, dtype)
         ]
-        with progress_bar(len(commands) * len(questions)) as on_event:
+        with progress_bar({(name, "ranks"): len(questions) for name in commands}) as on_event:
             found = {
                 name: bench_grid(name, command, questions, device, pairs, on_event)
                 for name, command in commands.items()

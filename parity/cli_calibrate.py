@@ -136,8 +136,8 @@ def measure_here(
     name: str, path: Path, base: str, ranks: list[int], device: str, commands: Mapping[str, Command], as_json: bool
 ) -> None:
     """Measure with each framework, and write a machine of each: NAME-torch in PATH-torch.toml, and so for jax."""
-    total = len(commands) * sum(len(questions(number, device)) for number in ranks)
-    with progress_bar(total) as on_event:
+    total = sum(len(questions(number, device)) for number in ranks)
+    with progress_bar({(name, "ranks"): total for name in commands}) as on_event:
         fitted = {
             framework: calibrate_local(framework, command, f"{name}-{framework}", base, ranks, device, on_event)
             for framework, command in commands.items()

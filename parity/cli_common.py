@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from parity.ask import RanksFailedError
 from parity.calibrate import CalibrationError
@@ -103,33 +107,70 @@ def print_error(error: Exception) -> None:
     error_console.print("[bold red]error:[/]", escape(str(error)), soft_wrap=True, highlight=False)
 
 
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = not error_console.is_terminal  # where it could not be wiped again, it would leave an empty line
-    return Progress(*columns, console=error_console, transient=True, disable=hidden)
-
-
 @contextmanager
 def comparing_bar(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar over `total` cases that are compared; yields the function to tell of each that is."""
-    with _bar() as progress:
-        task = progress.add_task("comparing", total=total)
+    with _bars() as progress:
+        task = progress.add_task("comparing", total=total, case="")
         yield lambda entry: progress.advance(task)
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[CaseProgress], None]]:
-    """A bar over `total` cases of worker groups; yields the function to tell of progress."""
-    with _bar() as progress:
-        task = progress.add_task("starting the workers", total=total)
+def progress_bar(totals: Mapping[tuple[str, str], int]) -> Iterator[Callable[[CaseProgress], None]]:
+    """A bar for each (framework, role) of worker groups over its cases; yields the function to tell of progress.
+
+    Where no terminal is, a line for each that is done.
+    """
+    with _bars() as progress:
+        tasks = {
+            (framework, role): progress.add_task(
+                f"{framework} for A100s" if role == "trace" and (framework, "ranks") in totals else framework,
+                start=False,
+                total=total,
+                case="",
+            )
+            for (framework, role), total in totals.items()
+            if total
+        }
+        started = time.monotonic()
 
         def on_event(event: CaseProgress) -> None:
-            if event.event == "start":
-                progress.update(task, description=f"{event.framework} {event.role}: {event.case}")
-            elif event.event in ("result", "error"):
-                progress.advance(task)
-            elif event.event == "warning":
+            if event.event == "warning":
                 warning = f"[yellow]{event.framework}[/] {escape(event.message)}"
                 progress.console.print(warning, soft_wrap=True, highlight=False)
+                return
+            task = progress.tasks[tasks[event.framework, event.role]]
+            if not task.started:
+                progress.start_task(task.id)
+            if event.event == "start":
+                progress.update(task.id, case=event.case)
+                return
+            progress.update(task.id, advance=1, case="")
+            if progress.disable and task.completed == task.total:
+                line = f"{task.description}: {task.total:.0f} done, {time.monotonic() - started:.0f} s after the start"
+                progress.console.print(line, highlight=False)
 
         yield on_event
+
+
+class _Clock(ProgressColumn):
+    """How long a bar has been going, and about how long it will."""
+
+    def render(self, task: Task) -> Text:
+        if not task.started:
+            return Text("waits", style="dim")
+        seconds = task.finished_time if task.finished else task.elapsed
+        gone, left = timedelta(seconds=int(seconds or 0)), task.time_remaining
+        if task.finished or left is None:
+            return Text(f"{gone}")
+        return Text(f"{gone}, {timedelta(seconds=int(left))} left")
+
+
+def _bars() -> Progress:
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    case = TextColumn("[dim]{task.fields[case]}[/]", table_column=rest)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn(), _Clock(), case)
+    hidden = not error_console.is_terminal  # where it could not be wiped again, it would leave an empty line
+    return Progress(
+        *columns, console=error_console, transient=True, disable=hidden, expand=True, speed_estimate_period=3600
+    )

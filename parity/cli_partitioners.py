@@ -56,7 +56,7 @@ def partitioners(
         sizes = sizes_over(DIMS, dims)
         commands = worker_commands(torch_python, jax_python)
         questions = questions_of(names, sizes, dtype)
-        with progress_bar(2 * len(questions)) as on_event:
+        with progress_bar({(name, "trace"): len(questions) for name in commands}) as on_event:
             rows = rows_of(questions, ask_collectives(questions, commands, on_event))
     if rows[0].jax.skipped:
         error_console.print(f"XLA was not asked: {rows[0].jax.skipped}", soft_wrap=True, markup=False, highlight=False)

@@ -170,7 +170,7 @@ class Tracer:
     def __call__(self, questions: Sequence[Question]) -> dict[str, Prediction]:
         requests = [question.request() for question in questions]
         commands = worker_commands(*self.pythons)
-        with progress_bar(len(commands) * len(requests)) as on_event:
+        with progress_bar({(name, "trace"): len(requests) for name in commands}) as on_event:
             traces = trace_steps(requests, commands, on_event)
         self.is_traced = any(not one.skipped for answers in traces.values() for one in answers)
         return {

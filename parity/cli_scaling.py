@@ -68,7 +68,7 @@ def scaling(
             raise RefusedError(f"--plot {plot}: there is no directory {plot.parent}")
         commands = worker_commands(torch_python, jax_python)
         questions = [*pair_questions(sizes), *block_questions()]
-        with progress_bar(len(commands) * len(questions)) as on_event:
+        with progress_bar({(name, "trace"): len(questions) for name in commands}) as on_event:
             answers = ask_collectives(questions, commands, on_event)
     if skipped := next((one.skipped for one in answers["jax"].values() if one.skipped), ""):
         error_console.print(f"XLA was not asked: {skipped}", soft_wrap=True, markup=False, highlight=False)

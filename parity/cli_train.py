@@ -52,7 +52,7 @@ def train(
         training = set_up(model, tp, steps, dtype, style, seed)
         commands = worker_commands(torch_python, jax_python)
         directory = out or Path("runs") / f"train-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-        with progress_bar(2) as on_event:
+        with progress_bar({(name, "ranks"): 1 for name in commands}) as on_event:
             run_training(training, directory, commands, device, case_limit, on_event)
         with error_console.status("the reference, and how far rounding may take it"):
             try:

@@ -66,7 +66,7 @@ _SAFETENSORS_DTYPES = {
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_arrays` wrote; safetensors' own NumPy reader knows no bfloat16.
+    """Read what `save_arrays` wrote, by name; safetensors' own NumPy reader knows no bfloat16.
 
     Raises ContractError for a missing, torn or foreign file.
     """
@@ -76,5 +76,5 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ContractError(f"{path}: not a readable safetensors file ({error})") from error
     return {
         name: np.frombuffer(info["data"], DTYPES[_SAFETENSORS_DTYPES[info["dtype"]]]).reshape(info["shape"])
-        for name, info in tensors
+        for name, info in sorted(tensors)  # safetensors gives them in another order each time
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 from parity.cases import family_of
 from parity.contract import FRAMEWORKS, Case
 from parity.files_contract import EventLog
-from parity.group_logs import retry_errors
+from parity.group_logs import done_cases, retry_errors
 from parity.inputs import make_inputs
 from parity.interpreter import find_interpreter
 from parity.launch import Group, Progress, run_group, signals_raise
@@ -100,6 +100,17 @@ def groups(cases: Sequence[Case], commands: Mapping[str, Command], manner: Manne
             yield Group(framework, "ranks", world, command, device, limit_s, START_LIMIT_S, local, quick), case_ids
     programs = list({case.program: case.id for case in reversed(cases)}.values())[::-1]
     yield Group("jax", "trace", 1, commands["jax"], "cpu", limit_s, START_LIMIT_S), programs
+
+
+def undone(
+    directory: Path, cases: Sequence[Case], commands: Mapping[str, Command], manner: Manner
+) -> Counter[tuple[str, str]]:
+    """How many cases are left to do, by framework and role."""
+    left: Counter[tuple[str, str]] = Counter()
+    for group, case_ids in groups(cases, commands, manner):
+        done = done_cases(directory, group.framework, group.role, group.processes)
+        left[group.framework, group.role] += len(set(case_ids) - done)
+    return left
 
 
 def worker_commands(torch_python: str, jax_python: str) -> dict[str, Command]:

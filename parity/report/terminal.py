@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from parity.contract import FRAMEWORKS
 from parity.spent import Spent
 
-STYLE = {"pass": "green", "fail": "bold red", "error": "bold red", "skip": "yellow"}
-
+# From good to bad.
+STYLE = {"pass": "green", "skip": "yellow", "fail": "bold red", "error": "bold red"}
+FINDINGS = ("fail", "error")
 
 TIMINGS_FROM_WIDTH = 120  # columns; of runs with --timings; narrower terminals show them in comparison.json only
+MOST_ROWS = 50  # of more cases, those without a finding share a row for each plan and its options
+MOST_REASONS = 20
+BRIEF = "One row for all cases of a plan that pass, with their worst errors; --all-rows shows each."
 
 
-def render(comparison: Mapping[str, Any], width: int) -> RenderableType:
-    """The table of cases, what went wrong, the environment and the summary."""
+def render(comparison: Mapping[str, Any], width: int, all_rows: bool = False) -> RenderableType:
+    """The table of cases, notes, the environment; last, where the terminal stays: what went wrong, and the summary."""
     cases = comparison["cases"]
     with_timings = comparison["settings"]["timings"] and width >= TIMINGS_FROM_WIDTH
-    parts: list[RenderableType] = [cases_table(cases, with_timings)]
-    parts += list(_explanations(cases))
-    parts += [environment_line(comparison), summary_line(comparison)]
+    is_brief = len(cases) > MOST_ROWS and not all_rows and not with_timings
+    parts: list[RenderableType] = [cases_table(cases, with_timings, is_brief)]
+    if is_brief:
+        parts.append(Text(BRIEF, style="dim"))
+    parts += [*_notes(cases), environment_line(comparison), *_findings(cases), summary_line(comparison)]
     return Group(*parts)
 
 
-def cases_table(cases: Iterable[Mapping[str, Any]], with_timings: bool) -> Table:
-    """One row a case: the worst error in units of its bound, bytes of all collectives, verdict; step times."""
+def cases_table(cases: Iterable[Mapping[str, Any]], with_timings: bool, is_brief: bool = False) -> Table:
+    """One row a case: the worst error in units of its bound, bytes of all collectives, verdict; step times.
+
+    Brief: those without a finding share one row for a plan and its options.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("case", overflow="fold")
     table.add_column("torch", justify="right", no_wrap=True)
@@ -40,23 +50,33 @@ def cases_table(cases: Iterable[Mapping[str, Any]], with_timings: bool) -> Table
     table.add_column("verdict", no_wrap=True)
     for framework in FRAMEWORKS if with_timings else ():
         table.add_column(f"{framework} first / steady", justify="right", no_wrap=True)
-    heading = ""
-    for case in cases:
-        words = case["id"].split("/")
-        if heading != (heading := "/".join(words[:3])):
+    for heading, group in itertools.groupby(cases, lambda case: "/".join(case["id"].split("/")[:3])):
+        members = list(group)
+        shown = [case for case in members if not is_brief or case["verdict"] in FINDINGS]
+        if len(shown) < len(members):
+            table.add_row(heading, *_summary_cells([case for case in members if case["verdict"] not in FINDINGS]))
+        else:
             table.add_row(Text(heading, style="bold"))
-        table.add_row(
-            "  " + "/".join(words[3:]),
-            *(_worst_error(case["numerics"], framework) for framework in FRAMEWORKS),
-            _bytes(case["collectives"]),
-            Text(case["verdict"], style=STYLE[case["verdict"]]),
-            *(times(case["timing"].get(framework)) for framework in FRAMEWORKS if with_timings),
-        )
+        for case in shown:
+            table.add_row(
+                "  " + case["id"].removeprefix(f"{heading}/"),
+                *(_worst_error([case], framework) for framework in FRAMEWORKS),
+                _bytes(case["collectives"]),
+                Text(case["verdict"], style=STYLE[case["verdict"]]),
+                *(times(case["timing"].get(framework)) for framework in FRAMEWORKS if with_timings),
+            )
     return table
 
 
-def _worst_error(numerics: Mapping[str, Any], framework: str) -> str:
-    errors = [figures[framework]["error_in_bounds"] for figures in numerics.values() if framework in figures]
+def _summary_cells(cases: Sequence[Mapping[str, Any]]) -> list[str | Text]:
+    """Of cases in one row: their worst errors, and how many of each verdict."""
+    counts = counts_text(Counter(case["verdict"] for case in cases))
+    return [*(_worst_error(cases, framework) for framework in FRAMEWORKS), "", counts]
+
+
+def _worst_error(cases: Iterable[Mapping[str, Any]], framework: str) -> str:
+    tensors = itertools.chain.from_iterable(case["numerics"].values() for case in cases)
+    errors = [figures[framework]["error_in_bounds"] for figures in tensors if framework in figures]
     if not errors:
         return "-"
     return "equal" if max(errors) == 0 else f"{max(errors):.2g}"
@@ -94,17 +114,33 @@ def duration(seconds: float) -> str:
     raise AssertionError
 
 
-def _explanations(cases: Iterable[Mapping[str, Any]]) -> Iterable[RenderableType]:
+def _notes(cases: Iterable[Mapping[str, Any]]) -> Iterable[RenderableType]:
+    """What compilers made of the collectives."""
+    yield from _lines([("note", rewrite, case["id"]) for case in cases for rewrite in case["rewrites"]])
+
+
+def _findings(cases: Iterable[Mapping[str, Any]]) -> Iterable[RenderableType]:
+    """Why cases did not pass, the worst verdicts last."""
+    reasons = [(case["verdict"], case["reason"], case["id"]) for case in cases if case["reason"]]
+    lines = _lines(sorted(reasons, key=lambda reason: list(STYLE).index(reason[0])))
+    hidden = lines[:-MOST_REASONS]
+    if lines:
+        yield Text()
+    if hidden:
+        yield Text(f"{len(hidden)} more reasons: see comparison.json", style="bold red")
+    yield from lines[-MOST_REASONS:]
+
+
+def _lines(entries: Iterable[tuple[str, str, str]]) -> list[Text]:
+    """One for all of the same kind and reason, naming the first case: from (kind, reason, case)."""
     by_reason: dict[tuple[str, str], list[str]] = {}
-    for case in cases:
-        if case["reason"]:
-            by_reason.setdefault((case["verdict"], case["reason"]), []).append(case["id"])
-        for rewrite in case["rewrites"]:
-            by_reason.setdefault(("note", rewrite), []).append(case["id"])
-    for (verdict, reason), ids in by_reason.items():
+    for kind, reason, case_id in entries:
+        by_reason.setdefault((kind, reason), []).append(case_id)
+    lines = []
+    for (kind, reason), ids in by_reason.items():
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
-        style = STYLE.get(verdict, "dim")
-        yield Text.from_markup(f"[{style}]{verdict}[/] {escape(ids[0])}{more}: {escape(reason)}")
+        lines.append(Text(kind, style=STYLE.get(kind, "dim")).append(f" {ids[0]}{more}: {reason}", style="none"))
+    return lines
 
 
 def environment_line(comparison: Mapping[str, Any]) -> Text:
@@ -117,13 +153,14 @@ def environment_line(comparison: Mapping[str, Any]) -> Text:
 
 
 def summary_line(comparison: Mapping[str, Any]) -> Text:
+    """`12 pass, 1 fail` on a line of its own."""
+    return Text("\n").append_text(counts_text(comparison["summary"]))
+
+
+def counts_text(counts: Mapping[str, int]) -> Text:
     """`12 pass, 1 fail`: only what there is."""
-    counts = [(verdict, count) for verdict, count in comparison["summary"].items() if count]
-    line = Text("\n")
-    for index, (verdict, count) in enumerate(counts):
-        line.append(", " if index else "")
-        line.append(f"{count} {verdict}", style=STYLE[verdict])
-    return line if counts else Text("no cases")
+    words = [Text(f"{counts[verdict]} {verdict}", style=style) for verdict, style in STYLE.items() if counts[verdict]]
+    return Text(", ").join(words) if words else Text("no cases")
 
 
 def spent_line(spent: Spent, comparing_s: float) -> str:
@@ -135,6 +172,6 @@ def spent_line(spent: Spent, comparing_s: float) -> str:
     )
 
 
-def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
+def print_comparison(console: Console, comparison: Mapping[str, Any], all_rows: bool) -> None:
     """Print the whole report."""
-    console.print(render(comparison, console.width))
+    console.print(render(comparison, console.width, all_rows))
