@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def make_draw(rate: float, seed: int, layer: int) -> Draw | None:
     return Draw(rate, seed, layer) if rate else None
 
 
-def check_inputs(inputs: Mapping[str, np.ndarray], rate: float, seed: int, layer: int) -> None:
+def check_inputs(inputs: Mapping[str, np.ndarray], **options: Any) -> None:
     """Raises ValueError for a step that does not fit 32 bits; runs on the host."""
     if not 0 <= inputs["step"] <= WORD:
         raise ValueError(f"step={inputs['step']}: expected a number of 32 bits, 0 to {WORD}")

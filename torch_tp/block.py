@@ -81,6 +81,8 @@ class Block(nn.Module):
         super().__init__()
         self.is_post_norm, plans, layers = is_post_norm, plan.children, self.layers
         heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "causal": causal, "rope_theta": rope_theta}
+        if drop_rate and "dropout" not in plans:
+            raise ValueError(f"drop_rate={drop_rate}: a block on a grid has no dropout; 0 would work")
         if drop_rate:
             heads |= {"drop_rate": drop_rate, "seed": seed, "layer": 3 * number}
         if "dropout" in plans:  # not on a grid

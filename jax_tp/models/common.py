@@ -14,16 +14,18 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from jax_tp import block, cross_entropy, embedding
+from jax_tp import block, cross_entropy, dropout, embedding
 from jax_tp.collectives import map_shards, split_to_tp
 from jax_tp.layouts import Plan, State, child, native_name, place
 from jax_tp.state import in_row
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any) -> None:
-    """Refuse ids and labels outside the vocabulary (ValueError), on the host, before they are placed."""
+    """Refuse ids and labels outside the vocabulary and a step that is not of 32 bits (ValueError), on the host."""
     embedding.check_inputs(inputs, num_ids)
     cross_entropy.check_inputs(inputs, num_ids)
+    if "step" in inputs:
+        dropout.check_inputs(inputs)
 
 
 def blocks_of(state: State, options: Mapping[str, Any]) -> dict[str, str]:
@@ -44,12 +46,24 @@ def build_blocks(
     """The blocks "0", "1", ... of the state, as many as it has, built by the layer with these options.
 
     A state of "all" has every parameter of every block, stacked along a leading dim L: then one loop runs them all.
+    Raises ValueError for dropout in it.
     """
     if stacked := child(state, "all"):
+        if options.get("drop_rate"):
+            raise ValueError(
+                "drop_rate: blocks in one loop would all draw the same masks; 0 would work, or blocks in a row"
+            )
         one = {name: of_one_block(array) for name, array in stacked.items()}
         return nnx.List([Loop(mesh, layer.build(mesh, style, plan, one, **options), stacked)])
     names = sorted({name.partition(".")[0] for name in state}, key=int)
-    return nnx.List([layer.build(mesh, style, plan, child(state, name), **options) for name in names])
+    blocks = (layer.build(mesh, style, plan, child(state, name), **options, number=int(name)) for name in names)
+    return nnx.List(blocks)
+
+
+def build_dropout(mesh: Mesh, style: str, plan: Plan, state: State, options: Mapping[str, Any]) -> nnx.Module:
+    """The dropout of what enters the blocks of this state. Its number is the next after those of the L blocks: 3 L."""
+    number = 3 * len({name.partition(".")[0] for name in state})
+    return dropout.build(mesh, style, plan, {}, options.get("drop_rate", 0.0), options.get("seed", 0), number)
 
 
 def of_one_block(array: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray | jax.ShapeDtypeStruct:
@@ -78,7 +92,7 @@ class Loop(nnx.Module):
         self.policy: Callable[..., bool] | None = None  # of `jax.checkpoint`: what is kept for backward
         self.keeps_inputs_only = False  # in place of a policy, which one around the loop would overrule
 
-    def __call__(self, h_BSD: jax.Array) -> jax.Array:
+    def __call__(self, h_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:  # no dropout: `build_blocks`
         graph, stacked = nnx.split(self.block)
 
         def run(h_BSD: jax.Array, params: nnx.State) -> jax.Array:

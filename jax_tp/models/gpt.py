@@ -13,6 +13,10 @@
     logits_BSV per device       [B, S, V/tp]     never gathered
     y                           []
 
+Dropout, where there is a `step`, is that of GPT-2: of h as it enters the first block, and in each block of the
+probabilities of attention and of what either sublayer gives. Each of the 3 L + 1 layers draws by a number of its own:
+block i, from 0, by 3 i to 3 i + 2, and what enters the first one by 3 L. It sends nothing.
+
                 megatron                              sequence_parallel
     forward     1 + 2 L all-reduces of B*S*D,         1 + 2 L reduce-scatters and all-gathers of B*S*D,
                 3 of B*S                              3 all-reduces of B*S
@@ -40,10 +44,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jax_tp import block, cross_entropy, norm, tied
+from jax_tp import block, cross_entropy, dropout, norm, tied
 from jax_tp.layouts import Plan, State, child, place
 from jax_tp.linear import SEQUENCE_SHARDED
-from jax_tp.models.common import blocks_of, build_blocks, check_inputs, own_tokens
+from jax_tp.models.common import blocks_of, build_blocks, build_dropout, check_inputs, own_tokens
 from jax_tp.state import check_plan, check_state, under
 
 __all__ = ["PLANS", "STYLES", "Gpt", "Positions", "build", "check_inputs"]
@@ -52,10 +56,11 @@ PLANS = {
     plan: Plan(
         x=P(None, None),
         y=P(),
-        inputs={"labels": P(None, None)},
+        inputs={"labels": P(None, None), **dropout.STEP},
         children={
             "tied": tied.PLANS[table],
             "positions": Plan(x=norm.PLANS[normed].x, y=norm.PLANS[normed].y, params={"embedding": P(None, None)}),
+            "dropout": dropout.PLANS[normed],
             "block": block.PLANS[plan],
             "norm": norm.PLANS[normed],
             "loss": cross_entropy.PLANS["vocab_parallel"],
@@ -106,14 +111,18 @@ class Gpt(nnx.Module):
         plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.tied = layers["tied"].build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
         self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
+        if "dropout" in plans:  # on a grid there is none
+            self.drop = build_dropout(mesh, style, plans["dropout"], child(state, "blocks"), options)
         self.blocks = build_blocks(layers["block"], mesh, style, plans["block"], child(state, "blocks"), options)
         self.norm = layers["norm"].build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
         self.loss = layers["loss"].build(mesh, style, plans["loss"], {}, num_ids)
 
-    def __call__(self, x_BS: jax.Array, labels_BS: jax.Array) -> jax.Array:
+    def __call__(self, x_BS: jax.Array, labels_BS: jax.Array, step: jax.Array | None = None) -> jax.Array:
         h_BSD = self.positions(self.tied.embed(x_BS))
+        if step is not None:
+            h_BSD = self.drop(h_BSD, step)
         for layer in self.blocks:
-            h_BSD = layer(h_BSD)
+            h_BSD = layer(h_BSD, step)
         logits_BSV = self.tied.logits(self.norm(h_BSD))
         return self.loss(logits_BSV, labels_BS)
 

@@ -1,7 +1,8 @@
 """Cases of whole models: y = mean cross entropy of the logits over the labels, a scalar; ids x, labels [B, S].
 
 N=30 ids, which tp=4 does not divide, and V=36 rows and logits. Every fourth label is ignored. GPT and BERT have
-C=8 positions, of which S=6 are used; under sequence parallelism C=14 and S=12, which 2, 3 and 4 divide.
+C=8 positions, of which S=6 are used; under sequence parallelism C=14 and S=12, which 2, 3 and 4 divide. With dropout
+there is the number of a step, below M.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ LENGTHS = {"megatron": {"S": 6, "C": 8}, "sequence_parallel": {"S": 12, "C": 14}
 
 ROUNDED = ("float64", "float32", "bfloat16")
 SIZES = {**block.SIZES, "num_ids": "N"}
+DROPPED = {"drop_rate": 0.1, "seed": 2026}
+STEPS = {"M": 1_000_000}
 
 
 def stacked(names: tuple[str, ...], num_blocks: int) -> tuple[str, ...]:
@@ -70,6 +73,22 @@ BESIDE = {
 def blocks_of(num_blocks: int) -> dict[str, str]:
     """The layouts of all parameters that the blocks may have."""
     return {name: LAYOUTS[name.split(".", 2)[2]] for name in stacked(tuple(LAYOUTS), num_blocks)}
+
+
+def with_dropout(family: Family) -> Family:
+    """The family of a model, and each of its variants with dropout too; that sends nothing."""
+    dropped = (
+        replace(
+            variant,
+            name=f"{variant.name}_dropout",
+            options={**variant.options, **DROPPED},
+            inputs=("step",),
+            dims={**variant.dims, **STEPS},
+        )
+        for variant in family.variants
+    )
+    tensors, ids = {**family.tensors, "step": ""}, {**family.ids, "step": "M"}
+    return replace(family, tensors=tensors, ids=ids, variants=(*family.variants, *dropped))
 
 
 def language_model(layer: str, plan: str, num_blocks: int, tensors: Mapping[str, str], variant: Variant) -> Family:
@@ -130,4 +149,9 @@ def llama(num_blocks: int = NUM_BLOCKS, plan: str = "megatron") -> Family:
     return language_model("models.llama", plan, num_blocks, untied, variant)
 
 
-FAMILIES = tuple(model(plan=plan) for plan in LENGTHS for model in (gpt, bert, llama))
+# Llama is trained without dropout.
+FAMILIES = tuple(
+    family
+    for plan in LENGTHS
+    for family in (with_dropout(gpt(plan=plan)), with_dropout(bert(plan=plan)), llama(plan=plan))
+)

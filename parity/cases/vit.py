@@ -9,7 +9,15 @@ from dataclasses import replace
 
 from parity.cases import block, cross_entropy, tied
 from parity.cases.family import TRAINING, Family, Variant
-from parity.cases.models import NUM_BLOCKS, ROUNDED, blocks_of, of_own_tokens, sent_by_blocks, stacked
+from parity.cases.models import (
+    NUM_BLOCKS,
+    ROUNDED,
+    blocks_of,
+    of_own_tokens,
+    sent_by_blocks,
+    stacked,
+    with_dropout,
+)
 from parity.cases.notation import Expected
 
 DIMS = {"B": 2, "C": 3, "I": 6, "J": 8, "P": 2, "D": 24, "H": 12, "K": 12, "E": 6, "F": 48}
@@ -120,4 +128,4 @@ def classes(num_blocks: int = NUM_BLOCKS, plan: str = "megatron") -> Family:
     )
 
 
-FAMILIES = (field(), classes(), field(plan="sequence_parallel"), classes(plan="sequence_parallel"))
+FAMILIES = tuple(with_dropout(model(plan=plan)) for plan in BESIDE for model in (field, classes))

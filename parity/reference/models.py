@@ -9,6 +9,7 @@ import numpy as np
 from parity.reference.activations import ACTIVATIONS
 from parity.reference.block import block, child
 from parity.reference.cross_entropy import cross_entropy
+from parity.reference.dropout import drop
 from parity.reference.formula import Arrays, Options
 from parity.reference.linear import affine
 from parity.reference.lookup import take_rows
@@ -16,11 +17,17 @@ from parity.reference.norm import normalise
 from parity.reference.tied import head
 
 
-def run_blocks(params: Arrays, h: Any, options: Options) -> Any:
-    """The blocks "blocks.0" .. in order."""
-    blocks = child(params, "blocks")
-    for i in range(len({name.partition(".")[0] for name in blocks})):
-        h = block(child(blocks, str(i)), {"x": h}, options)
+def run_blocks(params: Arrays, h: Any, batch: Arrays, options: Options) -> Any:
+    """The blocks "blocks.0" .. in order.
+
+    With a `step` h is dropped out before them, as the layer 3 L, and in block i as the layers 3 i to 3 i + 2.
+    """
+    blocks, step = child(params, "blocks"), {key: batch[key] for key in ("step",) if key in batch}
+    num_blocks = len({name.partition(".")[0] for name in blocks})
+    if step:
+        h = drop(h, options["drop_rate"], options["seed"], 3 * num_blocks, batch["step"])
+    for i in range(num_blocks):
+        h = block(child(blocks, str(i)), {"x": h, **step}, {**options, "number": i})
     return h
 
 
@@ -37,13 +44,13 @@ def positioned(params: Arrays, ids: np.ndarray) -> Any:
 
 def gpt_logits(params: Arrays, batch: Arrays, options: Options) -> Any:
     """norm(blocks(table[x] + positions)) table^T (Radford et al. 2019); the ids x are [B, S], the logits [B, S, V]."""
-    h = normed(params, run_blocks(params, positioned(params, batch["x"]), options), options)
+    h = normed(params, run_blocks(params, positioned(params, batch["x"]), batch, options), options)
     return head(h, params["tied.embed.table"])
 
 
 def bert_logits(params: Arrays, batch: Arrays, options: Options) -> Any:
     """head_norm(act(blocks(norm(table[x] + positions)) w + b)) table^T + b_vocab (Devlin et al., 1810.04805)."""
-    h = run_blocks(params, normed(params, positioned(params, batch["x"]), options), options)
+    h = run_blocks(params, normed(params, positioned(params, batch["x"]), options), batch, options)
     h = normed(params, ACTIVATIONS[options["activation"]](affine(h, params, "head.")), options, "head_norm")
     return head(h, params["tied.embed.table"]) + params["vocab.b"]
 
@@ -51,7 +58,7 @@ def bert_logits(params: Arrays, batch: Arrays, options: Options) -> Any:
 def llama_logits(params: Arrays, batch: Arrays, options: Options) -> Any:
     """norm(blocks(table[x])) w_head (Touvron et al., 2302.13971); the ids x are [B, S], the logits [B, S, V]."""
     h = take_rows(params["embed.table"], batch["x"])
-    return affine(normed(params, run_blocks(params, h, options), options), params, "head.")
+    return affine(normed(params, run_blocks(params, h, batch, options), options), params, "head.")
 
 
 def gpt(params: Arrays, batch: Arrays, options: Options) -> Any:

@@ -41,17 +41,17 @@ def latitude_error(prediction: Any, truth: Any, P: int) -> Any:
     return anp.sum(patches(weights[None], P) * anp.square(error)) / float(truth.size)
 
 
-def vit_features(params: Arrays, x: Any, options: Options) -> Any:
+def vit_features(params: Arrays, batch: Arrays, options: Options) -> Any:
     """norm(blocks(patches(x) w + b + positions)) (Dosovitskiy et al., 2010.11929), without a class token; [B, T, D]."""
-    h = affine(patches(x, options["patch"]), params, "embed.") + params["positions.table"]
-    return normed(params, run_blocks(params, h, options), options)
+    h = affine(patches(batch["x"], options["patch"]), params, "embed.") + params["positions.table"]
+    return normed(params, run_blocks(params, h, batch, options), options)
 
 
 def vit(params: Arrays, batch: Arrays, options: Options) -> Any:
     """A scalar: `latitude_error` of features w + b against the truth [B, C, I, J]; or, for labels [B], the mean cross
     entropy of mean_T(features) w + b.
     """
-    h = vit_features(params, batch["x"], options)
+    h = vit_features(params, batch, options)
     if "truth" in batch:
         return latitude_error(affine(h, params, "head."), batch["truth"], options["patch"])
     pooled = anp.sum(h, axis=1, keepdims=True) / float(h.shape[1])

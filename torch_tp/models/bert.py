@@ -14,6 +14,9 @@
     logits_BSV per device       [B, S, V/tp]     never gathered
     y                           []
 
+Dropout, where there is a `step`, is of h as it enters the first block, after the norm, and in each block as in GPT, by
+the same numbers (gpt.py). It sends nothing.
+
                 megatron                              sequence_parallel
     forward     1 + 2 L all-reduces of B*S*D,         1 + 2 L reduce-scatters and all-gathers of B*S*D,
                 3 of B*S                              3 all-reduces of B*S
@@ -42,11 +45,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.experimental import local_map
 from torch.nn.functional import linear
 
-from torch_tp import block, cross_entropy, mlp, norm, tied
+from torch_tp import block, cross_entropy, dropout, mlp, norm, tied
 from torch_tp.collectives import copy_to_tp
 from torch_tp.layouts import Plan, child, place
 from torch_tp.models import gpt
-from torch_tp.models.common import blocks_of, build_blocks, check_inputs
+from torch_tp.models.common import blocks_of, build_blocks, build_dropout, check_inputs
 from torch_tp.state import check_plan, check_state, under
 
 __all__ = ["DENSE", "PLANS", "STYLES", "Bert", "Dense", "ManualDense", "VocabBias", "build", "check_inputs"]
@@ -57,10 +60,11 @@ PLANS = {
     plan: Plan(
         x=Replicate(),
         y=Replicate(),
-        inputs={"labels": Replicate()},
+        inputs={"labels": Replicate(), **dropout.STEP},
         children={
             "tied": tied.PLANS[table],
             "positions": gpt.PLANS[plan].children["positions"],
+            "dropout": dropout.PLANS[normed],
             "block": block.PLANS[plan],
             "norm": norm.PLANS[normed],
             "dense": Plan(
@@ -141,6 +145,7 @@ class Bert(nn.Module):
         self.tied = tied.build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
         self.positions = gpt.Positions(mesh, style, plans["positions"], child(state, "positions"))
         self.norm = norm.build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
+        self.drop = build_dropout(mesh, style, plans["dropout"], child(state, "blocks"), options)
         self.blocks = build_blocks(block, mesh, style, plans["block"], child(state, "blocks"), options)
         self.head = DENSE[style](mesh, plans["dense"], child(state, "head"))
         self.act = mlp.ACTIVATIONS[options["activation"]]
@@ -148,10 +153,10 @@ class Bert(nn.Module):
         self.vocab = VocabBias(mesh, plans["vocab"], child(state, "vocab"))
         self.loss = cross_entropy.build(mesh, style, plans["loss"], {}, num_ids)
 
-    def forward(self, x_BS: DTensor, labels_BS: DTensor) -> DTensor:
-        h_BSD = self.norm(self.positions(self.tied.embed(x_BS)))
+    def forward(self, x_BS: DTensor, labels_BS: DTensor, step: DTensor | None = None) -> DTensor:
+        h_BSD = self.drop(self.norm(self.positions(self.tied.embed(x_BS))), step)
         for layer in self.blocks:
-            h_BSD = layer(h_BSD)
+            h_BSD = layer(h_BSD, step)
         h_BSD = self.head_norm(self.act(self.head(h_BSD)))
         return self.loss(self.vocab(self.tied.logits(h_BSD)), labels_BS)
 

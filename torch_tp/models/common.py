@@ -12,16 +12,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.experimental import local_map
 
-from torch_tp import block, cross_entropy, embedding
+from torch_tp import block, cross_entropy, dropout, embedding
 from torch_tp.collectives import split_to_tp
 from torch_tp.layouts import Plan, child
 from torch_tp.state import in_row
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any) -> None:
-    """Refuse ids and labels outside the vocabulary (ValueError), on the host, before they are placed."""
+    """Refuse ids and labels outside the vocabulary and a step that is not of 32 bits (ValueError), on the host."""
     embedding.check_inputs(inputs, num_ids)
     cross_entropy.check_inputs(inputs, num_ids)
+    if "step" in inputs:
+        dropout.check_inputs(inputs)
 
 
 def blocks_of(state: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, str]:
@@ -41,7 +43,16 @@ def build_blocks(
 ) -> nn.ModuleList:
     """The blocks "0", "1", ... of the state, as many as it has, built by the layer with these options."""
     names = sorted({name.partition(".")[0] for name in state}, key=int)
-    return nn.ModuleList([layer.build(mesh, style, plan, child(state, name), **options) for name in names])
+    blocks = (layer.build(mesh, style, plan, child(state, name), **options, number=int(name)) for name in names)
+    return nn.ModuleList(blocks)
+
+
+def build_dropout(
+    mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], options: Mapping[str, Any]
+) -> nn.Module:
+    """The dropout of what enters the blocks of this state. Its number is the next after those of the L blocks: 3 L."""
+    number = 3 * len({name.partition(".")[0] for name in state})
+    return dropout.build(mesh, style, plan, {}, options.get("drop_rate", 0.0), options.get("seed", 0), number)
 
 
 def own_tokens(x: DTensor, dim: int, style: str) -> DTensor:

@@ -16,6 +16,9 @@
     head's output per device    [B, T, F/tp] or [B, 1, V/tp]      the field and the logits are never gathered
     y                           []
 
+Dropout, where there is a `step`, is of h as it enters the first block and in each block as in GPT, by the same numbers
+(gpt.py). That is where `transformers` has it; the paper has none of the probabilities, but of the MLP's features too.
+
                                 field                               classes
     forward                     2 L all-reduces of B*T*D,           2 L all-reduces of B*T*D,
                                 1 of a scalar                       3 of B
@@ -51,13 +54,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.experimental import local_map
 
-from torch_tp import block, cross_entropy, latitude_error, linear, norm
+from torch_tp import block, cross_entropy, dropout, latitude_error, linear, norm
 from torch_tp.collectives import reduce_from_tp
 from torch_tp.embedding import check_tokens
 from torch_tp.latitude_error import check_patch, cut_patches
 from torch_tp.layouts import Plan, child, placements_of
 from torch_tp.models import bert, gpt
-from torch_tp.models.common import blocks_of, build_blocks, own_tokens
+from torch_tp.models.common import blocks_of, build_blocks, build_dropout, own_tokens
 from torch_tp.state import check_plan, check_state, under
 
 
@@ -66,6 +69,7 @@ def layers_of(plan: str) -> dict[str, Plan]:
     return {
         "embed": bert.PLANS[plan].children["dense"],
         "positions": gpt.PLANS[plan].children["positions"],
+        "dropout": gpt.PLANS[plan].children["dropout"],
         "block": block.PLANS[plan],
         "norm": gpt.PLANS[plan].children["norm"],
     }
@@ -75,7 +79,7 @@ PLANS = {
     f"field{suffix}": Plan(
         x=Replicate(),
         y=Replicate(),
-        inputs={"truth": Replicate()},
+        inputs={"truth": Replicate(), **dropout.STEP},
         constants=("truth",),
         children={
             **layers_of(plan),
@@ -91,7 +95,7 @@ PLANS = {
     f"classes{suffix}": Plan(
         x=Replicate(),
         y=Replicate(),
-        inputs={"labels": Replicate()},
+        inputs={"labels": Replicate(), **dropout.STEP},
         children={
             **layers_of(plan),
             "head": linear.PLANS["column_parallel"],  # of the mean, which is whole
@@ -103,11 +107,13 @@ PLANS = {
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], patch: int, num_classes: int | None = None, **options: Any) -> None:
-    """Refuse a grid that the patches do not tile, a truth of another shape, labels that are no class (ValueError)."""
+    """Refuse a grid that the patches do not tile, truth, labels or step that do not fit (ValueError)."""
     x = inputs["x"]
     if x.ndim != 4:
         raise ValueError(f"x of shape {list(x.shape)}: expected [B, C, I, J], a batch of fields")
     check_patch(*x.shape[2:], patch)
+    if "step" in inputs:
+        dropout.check_inputs(inputs)
     if num_classes is not None:
         cross_entropy.check_inputs(inputs, num_classes)
     elif inputs["truth"].shape != x.shape:
@@ -141,12 +147,14 @@ class Vit(nn.Module):
         plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.embed = layers["embed"][style](mesh, plans["embed"], child(state, "embed"))
         self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
+        if "dropout" in plans:  # on a grid there is none
+            self.drop = build_dropout(mesh, style, plans["dropout"], child(state, "blocks"), options)
         self.blocks = build_blocks(layers["block"], mesh, style, plans["block"], child(state, "blocks"), options)
         self.norm = layers["norm"].build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
         self.head = layers["head"].build(mesh, style, plans["head"], child(state, "head"))
         self.loss = loss
 
-    def features(self, x_BCIJ: DTensor) -> DTensor:
+    def features(self, x_BCIJ: DTensor, step: DTensor | None) -> DTensor:
         """norm(h_BTD). Raises ValueError for a grid that has not as many patches as there are positions."""
         patches_BTF, size = cut_patches(x_BCIJ, self.patch), self.positions.weight.shape[0]
         if patches_BTF.shape[1] != size:
@@ -155,25 +163,27 @@ class Vit(nn.Module):
             check_tokens(size, self.axis.size())
             patches_BTF = own_tokens(patches_BTF, 1, self.style)
         h_BTD = self.positions(self.embed(patches_BTF))
+        if step is not None:
+            h_BTD = self.drop(h_BTD, step)
         for layer in self.blocks:
-            h_BTD = layer(h_BTD)
+            h_BTD = layer(h_BTD, step)
         return self.norm(h_BTD)
 
 
 class FieldVit(Vit):
     """Every token's features give its patch of the field."""
 
-    def forward(self, x_BCIJ: DTensor, truth_BCIJ: DTensor) -> DTensor:
+    def forward(self, x_BCIJ: DTensor, truth_BCIJ: DTensor, step: DTensor | None = None) -> DTensor:
         # Sends nothing; but backward this is where the sum of the partial gradients of a whole h becomes whole.
-        h_BTD = self.features(x_BCIJ).redistribute(placements=self.layout)
+        h_BTD = self.features(x_BCIJ, step).redistribute(placements=self.layout)
         return self.loss(self.head(h_BTD), truth_BCIJ)
 
 
 class ClassVit(Vit):
     """The mean of all tokens' features gives the class: a sequence of one token."""
 
-    def forward(self, x_BCIJ: DTensor, labels_B: DTensor) -> DTensor:
-        h_BTD = self.features(x_BCIJ)
+    def forward(self, x_BCIJ: DTensor, labels_B: DTensor, step: DTensor | None = None) -> DTensor:
+        h_BTD = self.features(x_BCIJ, step)
         if self.is_shared_out:
             h_B1D = self.mean_of_all(h_BTD)
         else:
