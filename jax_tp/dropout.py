@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.lax import axis_index, axis_size, broadcasted_iota
+from jax.lax import axis_index, axis_size, broadcasted_iota, with_sharding_constraint
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -150,7 +150,14 @@ class TypedDropout(nnx.Module):
 
 
 class AutoDropout(TypedDropout):
-    """The compiler sees the mask of a global array that is sharded, and each device computes its shard of it."""
+    """The compiler sees the mask of a global array that is sharded, and each device computes its shard of it.
+
+    The constraint on y makes it so: before a layer that needs all of y, XLA would gather the mask as well as x.
+    """
+
+    def __call__(self, x: jax.Array, step: jax.Array | None) -> jax.Array:
+        y = super().__call__(x, step)
+        return y if step is None else with_sharding_constraint(y, self.plan.y)
 
 
 # -------------------------------------------------------------------------------------------------------- manual

@@ -72,6 +72,7 @@ DIFFERENCES = (
     Difference("norm.py", "shard_norm", "module, mesh, plan", "", HOOKS),
     Difference("norm.py", "AutoLayerNorm.__call__", "", "x_BSD", HOOKS),
     Difference("norm.py", "AutoRmsNorm.__call__", "", "x_BSD", HOOKS),
+    Difference("dropout.py", "AutoDropout.__call__", "", "x, step", "A mask of DTensors lies as x does; XLA is told."),
     Difference("embedding.py", "PlainEmbedding", "device, state", "", "As for PlainLinear."),
     Difference("embedding.py", "shard_gradient", "weight", "", "XLA gives each device the rows of its own shard."),
     Difference(
