@@ -104,6 +104,8 @@ SUITES: dict[str, tuple[Selection, ...]] = {
             variants=TYPICAL,
         ),
         Selection(meshes=({"tp": 4},), numerics=("float64", "train-float64"), variants=TYPICAL),
+        # Dropout where it is most of all: of whole heads, of own tokens, each layer by a number of its own.
+        Selection(meshes=({"tp": 2},), numerics=("float64",), variants=("gpt2_dropout",), plans=("sequence_parallel",)),
         # Parameters that lie over both axes and others that lie over one, clipped together.
         Selection(meshes=HYBRIDS[1:2], numerics=("train-float64",), variants=("llama",), layers=("hybrid.block",)),
         # On grids the product by every algorithm, and blocks; the other layers and models of the grid are in "full".

@@ -13,16 +13,20 @@ from parity.cases.family import CaseError, Family
 from parity.contract import Case
 from parity.inputs import make_inputs
 from parity.reference import evaluate, output
+from parity.reference import models as reference
+from parity.reference import vit as vit_reference
 from parity.tolerance import bounds, error_in_bounds
 
 MODELS = ["models.bert", "models.gpt", "models.llama"]
 SMALL = {"D": 8, "H": 12, "K": 12, "E": 2, "F": 12}
 
 
-def model(name: str, dtype: str = "float64") -> tuple[Case, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    family = family_of(name)
+def model(
+    name: str, dtype: str = "float64", is_dropped: bool = False
+) -> tuple[Case, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    family = next(family for family in FAMILIES if family.layer == name)
     selection = Selection(meshes=({"tp": 4},), numerics=(dtype,), dims=SMALL)
-    case = next(iter(cases_of(family, selection)))
+    case = next(case for case in cases_of(family, selection) if case.variant.endswith("_dropout") == is_dropped)
     params, batch = family.shapes(case)
     arrays = make_inputs(
         name, case.options, params, batch, family.ranges(case), dtype, "normal", 0, ignored=family.ignored
@@ -153,3 +157,38 @@ def test_a_sequence_that_tp_does_not_divide_is_refused_with_what_would_work(name
     message = r"sequence_parallel: tp=4 does not divide S=10 of h \[B S@tp D\]; S=8 or 12 would work$"
     with pytest.raises(CaseError, match=message):
         next(iter(cases_of(family_of(name, "sequence_parallel"), wanted)))
+
+
+# What goes wrong with masks: what the formula's functions do instead.
+SHARED_MASKS = {
+    "two blocks draw by the same numbers": (
+        "block",
+        lambda own: lambda p, b, options: own(p, b, {**options, "number": 0}),
+    ),
+    "what enters the blocks shares a mask": (
+        "drop",
+        lambda own: lambda x, rate, seed, _, step: own(x, rate, seed, 1, step),
+    ),
+    "no step has a mask of its own": (
+        "run_blocks",
+        lambda own: lambda p, h, b, options: own(p, h, {**b, "step": 0}, options),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("name", ["models.bert", "models.gpt", "models.vit"])
+def test_the_bounds_see_masks_that_layers_or_steps_share(
+    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, params, batch = model(name, dtype, is_dropped=True)
+    want = evaluate(name, case.options, params, batch)
+    bound = bounds(name, case.options, params, batch, dtype, 4, 0)
+    for fault, (function, make) in SHARED_MASKS.items():
+        with monkeypatch.context() as patch:
+            for module in (reference, vit_reference):
+                if hasattr(module, function):
+                    patch.setattr(module, function, make(getattr(module, function)))
+            got = evaluate(name, case.options, params, batch)
+        seen = {key for key in want if error_in_bounds(got[key], want[key], bound[key]) > 1}
+        assert len(seen) > len(want) / 2, fault
