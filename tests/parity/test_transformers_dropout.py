@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_transformers import NAMES, OPTIONS, as_theirs, inputs, theirs, wide
+from transformers_names import NAMES, as_theirs
+from transformers_oracle import OPTIONS, inputs, theirs
 
 from parity.reference import evaluate
 from parity.reference.dropout import kept
 from parity.tolerance import bounds, error_in_bounds
-
-__all__ = ["wide"]  # a fixture
 
 RATE, SEED, STEP = 0.1, 2026, 77
 NUMBERS = [6, 0, 1, 2, 3, 4, 5]  # of what enters two blocks of three
