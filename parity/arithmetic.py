@@ -51,19 +51,19 @@ class UnmodelledError(Exception):
 
 
 class Rules(Protocol):
-    """What a ModelArray asks of its arithmetic. All arrays here are plain float64."""
+    """The operations that a ModelArray delegates. All arrays here are plain float64."""
 
     def load(self, array: np.ndarray) -> np.ndarray:
-        """Values that are numbers of the dtype already."""
+        """Wrap values that the dtype can hold."""
 
     def widen(self, y: np.ndarray) -> np.ndarray:
-        """The same values in the precision of sums."""
+        """The same values in accumulator precision."""
 
     def store(self, dy: np.ndarray) -> np.ndarray:
-        """Values of the precision of sums, in that of the dtype."""
+        """Round values from accumulator precision to the dtype."""
 
     def constant(self, values: np.ndarray) -> np.ndarray:
-        """A table of numbers that the formula itself brings, as the dtype stores them."""
+        """Constants of the formula itself, as the dtype stores them."""
 
     def elementwise(self, ufunc: np.ufunc, operands: list[np.ndarray]) -> np.ndarray: ...
 
@@ -76,7 +76,7 @@ class Rules(Protocol):
 
 COMPARISONS = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
 
-# NumPy functions that move, select or describe data, or that are made of ufuncs: there is nothing to round in them.
+# NumPy functions that move, select or describe data, or that only call ufuncs: they round nothing themselves.
 _PASSED_THROUGH: set[Callable[..., Any]] = {
     np.array_split,
     np.concatenate,
@@ -94,7 +94,7 @@ _PASSED_THROUGH: set[Callable[..., Any]] = {
 
 
 class ModelArray(np.ndarray):
-    """Float64 values whose every operation goes through `rules`. Raises UnmodelledError for one that has none."""
+    """Float64 values that delegate every operation to `rules`. Raises UnmodelledError where there is no rule."""
 
     rules: Rules
 
@@ -127,7 +127,7 @@ VSpace.register(ModelArray, lambda value: ArrayVSpace(value))
 
 
 def model_array(values: Any, rules: Rules) -> Any:
-    """Values under these rules; what is not floating (masks) stays as it is."""
+    """Values under these rules; values that are not float64 (masks, ids) are returned unchanged."""
     plain = np.asarray(values)
     if plain.dtype != np.float64:
         return plain

@@ -12,16 +12,16 @@ class NotExactError(ValueError):
 
 
 class IntegerCheck:
-    """Every result must be a number of the dtype, and every sum exact in all orders and however it is split.
+    """Rules by which every result must be representable in the dtype, and every sum exact in any order or split.
 
-    Sums of integers are, where sum |terms| <= 2^bits: no partial sum leaves the integers that the dtype holds. For
-    bfloat16 that is 256, since the partial sums of the devices are stored in bfloat16; its loss is summed in float32.
+    A sum of integers is exact if sum |terms| <= 2^bits: no partial sum then leaves the integers that the dtype holds.
+    For bfloat16 that is 256, since the devices' partial sums are stored in bfloat16; its loss is summed in float32.
     Raises NotExactError.
     """
 
     def __init__(self, dtype: str) -> None:
         self.format = Format.of(dtype)
-        # The sizes are themselves summed in float64, where 2^53 + 1 rounds to 2^53.
+        # The magnitudes are themselves summed in float64, where 2^53 + 1 rounds to 2^53.
         self.limit = 2.0 ** min(self.format.bits, 52)
 
     def load(self, array: np.ndarray) -> np.ndarray:

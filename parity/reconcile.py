@@ -1,8 +1,8 @@
-"""A traced step against the closed formula of its plan, by pass, kind, axis: what differs has a name, or is left over.
+"""A traced step against the closed formula of its plan, by pass, kind and axis; differences are named or unexplained.
 
-formula    of the layer in its plan, of data parallelism beside it, and of the norm of the gradients
-torch      as dispatched: the formula itself, no rewrite
-jax        as compiled for A100s: the formula without what nobody reads, and with all blocks' parameters in one
+formula    the collectives of the layers in their plan, of data parallelism, and of the norm of the gradients
+torch      as dispatched: must equal the formula, no rewrites allowed
+jax        as compiled for A100s: collectives with unused results are removed, parameters of all blocks are stacked
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DATA_AXES = ("dp", "fsdp")
 
 @dataclass(frozen=True)
 class Row:
-    """One pass, kind, axis and dtype: payload bytes of all calls, and how many calls, by the plan and by the trace."""
+    """Payload bytes and number of calls, in the formula and in the trace, for one pass, kind, axis and dtype."""
 
     pass_: str
     kind: str
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Reconciliation:
-    """A trace beside the formula; `unexplained` holds what no rewrite explains, more (> 0) or fewer bytes (< 0)."""
+    """A trace compared with the formula; `unexplained` has the rows whose difference no rewrite explains."""
 
     framework: str
     rows: tuple[Row, ...]
@@ -50,7 +50,7 @@ class Reconciliation:
     unexplained_bytes: int
 
     def summary(self) -> str:
-        """In one line: the rewrites by name, and what none explains."""
+        """The rewrites by name and the unexplained bytes, in one line."""
         sizes: dict[str, int] = {}
         for one in self.rewrites:
             sizes[one.name] = sizes.get(one.name, 0) + one.payload_bytes
@@ -70,7 +70,7 @@ class Reconciliation:
 
 
 def reconcile(request: StepRequest, trace: StepTrace) -> Reconciliation:
-    """The trace of the request beside its closed formula."""
+    """Compare the trace of a request with its closed formula."""
     is_compiled = trace.framework == "jax"
     expected = step_formula(padded(request), is_compiled)
     want, have = payloads(expected), payloads(trace.collectives)
@@ -91,7 +91,7 @@ def reconcile(request: StepRequest, trace: StepTrace) -> Reconciliation:
 
 
 def difference(want: dict[Any, int], have: dict[Any, int]) -> dict[Any, int]:
-    """Bytes more (or fewer, < 0) than wanted, where there are any."""
+    """Bytes that `have` has in excess of `want` (negative: lacks), by key, where they differ."""
     more = {key: have.get(key, 0) - want.get(key, 0) for key in {*want, *have}}
     return {key: size for key, size in more.items() if size}
 
@@ -106,9 +106,9 @@ def counts_of(entries: Sequence[Any]) -> dict[Any, int]:
 
 
 def step_formula(request: StepRequest, is_compiled: bool = False) -> list[Collective]:
-    """The collectives that the plan needs in one step of training, in numbers.
+    """The collectives of one training step under the plan, with sizes filled in.
 
-    is_compiled: XLA leaves out what nobody reads, and has the parameters of all blocks in one.
+    is_compiled: as XLA does, leave out collectives with unused results and stack the parameters of all blocks.
     """
     family = family_in_mesh(request)
     (variant,) = family.variants
@@ -126,8 +126,10 @@ def step_formula(request: StepRequest, is_compiled: bool = False) -> list[Collec
 
 
 def recomputed(request: StepRequest) -> list[Expected]:
-    """What the blocks send again in the backward pass: as forward, but for the last sum, which nobody reads."""
-    plan = "sequence_parallel" if request.plan == "sequence_parallel" else "megatron"  # a ViT names its task
+    """The forward collectives that recomputing the blocks repeats: all but the last, whose result is unused."""
+    plan = (
+        "sequence_parallel" if request.plan == "sequence_parallel" else "megatron"
+    )  # the plans of a ViT are named after its task
     forward = [formula for formula in block.family(block.FAMILIES, plan).collectives if is_of_block(formula)]
     axis = next((axis for axis in request.mesh if axis in DATA_AXES), None)
     again = [replace(formula, pass_="backward") for formula in forward[:-1]] * request.dims["L"]
@@ -135,23 +137,23 @@ def recomputed(request: StepRequest) -> list[Expected]:
 
 
 def is_of_block(formula: Expected) -> bool:
-    """Whether it is of the forward pass, and not of the loss that a case puts behind its layer."""
+    """Whether the formula belongs to the forward pass of the block itself, not to the loss that a case appends."""
     return formula.pass_ == "forward" and not formula.of_loss
 
 
 def family_in_mesh(request: StepRequest) -> Family:
-    """The family of the request's model, beside data parallelism where the mesh has an axis for it."""
+    """The family of the request's model, with data parallelism if the mesh has an axis for it."""
     inner = family_of_request(request)
     axis = next((axis for axis in request.mesh if axis in DATA_AXES), None)
     return inner if axis is None else beside(inner, axis, tuple(variant.name for variant in inner.variants))
 
 
 def on_mesh(formula: Expected, request: StepRequest) -> Expected:
-    """The formula over those of its axes that have several devices."""
+    """The formula restricted to those of its axes that have more than one device."""
     names = [name for name in formula.axis.split("+") if request.mesh[name] > 1]
     return replace(formula, axis="+".join(names))
 
 
 def stacked(params: Sequence[str]) -> list[str]:
-    """One parameter of each kind that the blocks have, and all others."""
+    """The parameters with those of all blocks reduced to those of block 0, as in a stacked model."""
     return [name for name, _ in groupby(params) if ".blocks." not in f".{name}" or ".blocks.0." in f".{name}"]

@@ -1,12 +1,12 @@
-"""What a compiler may put in place of the collectives that a plan says, by name; what no name explains is left over.
+"""The named rewrites by which a compiler may replace the collectives of a plan, and what they leave unexplained.
 
-    all-reduce = reduce-scatter + all-gather      S each: 2 (n-1)/n S on the wire either way; and the other way round
+    all-reduce = reduce-scatter + all-gather      S each: 2 (n-1)/n S on the wire in either form, in both directions
     all-reduces over a and b = one over a+b       a sum of sums: at S each, fewer bytes on the wire
     reduce-scatter = all-reduce + slice           twice the bytes on the wire
     combined with or hoisted into another pass    the same bytes, issued earlier or later
     reduced in float32, rounded afterwards        twice the bytes of bfloat16
 
-Payloads are compared, in bytes a device: a compiler merges and splits collectives, so that counts say little.
+Payloads are compared, in bytes per device; counts are not, since a compiler merges and splits collectives.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SLICED = "reduce-scatter = all-reduce + slice"
 
 @dataclass(frozen=True)
 class Rewrite:
-    """Kinds in place of others, in one pass, on one axis, in one dtype, all of the same payload."""
+    """Kinds that replace others in one pass, on one axis, in one dtype, all with the same payload."""
 
     name: str
     before: tuple[str, ...]
@@ -44,12 +44,12 @@ REWRITES = (
 
 @dataclass(frozen=True)
 class Explained:
-    """One rewrite that was found, and how much of the plan's payload it is about."""
+    """A rewrite that was found, and how much of the plan's payload it replaces."""
 
     name: str
     pass_: str
     axis: str
-    kind: str  # of what the plan says
+    kind: str  # in the plan
     payload_bytes: int
 
 
@@ -65,9 +65,9 @@ def payloads(entries: Iterable[Collective | TracedCollective]) -> dict[Key, int]
 def explain(
     want: Mapping[Key, int], have: Mapping[Key, int], only_equivalents: bool = False
 ) -> tuple[list[Explained], dict[Key, int]]:
-    """The rewrites that lead from the plan's payloads to those found, and what is left: bytes more, or fewer (< 0).
+    """The rewrites that lead from the plan's payloads to those found, and the bytes in excess (negative: missing).
 
-    only_equivalents: no rewrite that changes the pass or the dtype, or puts more bytes on the wire.
+    only_equivalents: exclude rewrites that change the pass or the dtype, or put more bytes on the wire.
     """
     more = {key: have.get(key, 0) - want.get(key, 0) for key in {*want, *have}}
     found: list[Explained] = []
@@ -94,7 +94,7 @@ def explain(
 
 
 def _apply(name: str, more: dict[Key, int], before: list[Key], after: list[Key], scale: int = 1) -> list[Explained]:
-    """Take a rewrite out of the differences, as much of it as there is. scale: of the payload, after to before."""
+    """Subtract a rewrite from the differences as far as it applies. scale: payload after over payload before."""
     size = min(*(-more.get(key, 0) for key in before), *(more.get(key, 0) // scale for key in after))
     if size <= 0:
         return []

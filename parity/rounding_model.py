@@ -16,13 +16,14 @@ from parity.arithmetic import ACCUMULATORS, COMPARISONS, Format, UnmodelledError
 
 _EXACT = {np.negative, np.absolute, np.maximum, np.minimum}
 _CORRECTLY_ROUNDED = {np.add, np.subtract, np.multiply, np.divide, np.square, np.sqrt}
-# Accuracy of elementary functions in units of u, on top of the rounding: measured over [-6, 6] XLA's CPU erf and tanh
-# err by up to 5 u (torch's by 1 u, 4 u for the float64 erf); NVIDIA documents 2 ulp = 4 u for erff and tanhf.
+# Error of elementary functions in units of u, in addition to the rounding of the result: measured over [-6, 6], XLA's
+# CPU erf and tanh err by up to 5 u (torch's by 1 u, 4 u for the float64 erf); NVIDIA documents 2 ulp = 4 u for erff and
+# tanhf.
 _FUNCTION_UNITS = 4.0
 _FUNCTIONS = {"erf", "tanh", "exp", "log", "power", "cos"}
 
 
-# How much larger than a normal deviation the accumulation noise is drawn: see RoundingModel.
+# The factor by which the deviation of accumulation noise is enlarged: see RoundingModel.
 _RAREST = 1e-12  # P_FALSE of tolerance.py for one of 10^6 elements
 _ORDER_TAIL = math.sqrt(6) / math.pi * math.log(4 / _RAREST) / NormalDist().inv_cdf(1 - _RAREST / 2)  # 3.2
 
@@ -30,24 +31,25 @@ _ORDER_TAIL = math.sqrt(6) / math.pi * math.log(4 / _RAREST) / NormalDist().inv_
 class RoundingModel:
     """Each result x becomes x (1 + u xi), xi uniform in (-1, 1); sums get the noise of all their partial sums.
 
-    A sum of n terms p_k in sequence rounds its partial sums s_2 .. s_n, which leaves sum_k u s_k xi_k, of variance
-    u^2 / 3 sum_k s_k^2. The operands are random and exchangeable, so whatever fixed order a framework takes is as good
-    as a random one, for which E sum_(k=1..n) s_k^2 = (n + 1) (2 s^2 + q) / 6, s = sum p_k, q = sum p_k^2. Blocked and
-    pairwise sums round less. (Higham & Mary 2019 bound the same error by sqrt(n) u |A||B| for the worst order: for
-    terms of mean zero that is sqrt(n) above what occurs, which would hide faults.)
+    A sequential sum of n terms p_k rounds its partial sums s_2 .. s_n, which leaves the error sum_k u s_k xi_k with
+    variance u^2 / 3 sum_k s_k^2. The operands are random and exchangeable, so any fixed order of summation is
+    statistically a random one, for which E sum_(k=1..n) s_k^2 = (n + 1) (2 s^2 + q) / 6, s = sum p_k, q = sum p_k^2.
+    Blocked and pairwise sums round less. (Higham & Mary 2019 bound the same error by sqrt(n) u |A||B| for the worst
+    order; for terms of mean zero that is sqrt(n) times what occurs, and would hide faults.)
 
-    The order that happens may be an unlucky one. The part from q is a random bridge, and a normal deviate whose
+    The actual order may be an unlucky one. The contribution of q is a random bridge, and a normal deviate whose
     variance is the bridge's integrated square has the characteristic function sqrt(theta / sinh theta), the square
-    root of the logistic distribution's; so P(|e| > T sigma) <= 4 exp(-pi T / sqrt 6): exponential, not normal, tails.
-    That part's deviation is enlarged until a normal tail covers this one down to the smallest probability in use.
+    root of the logistic distribution's; so P(|e| > T sigma) <= 4 exp(-pi T / sqrt 6): the tails are exponential, not
+    normal. The deviation of that contribution is enlarged until a normal tail covers the exponential one down to the
+    smallest probability in use.
 
     Where storage is coarser than the accumulator of products (bfloat16), a contraction is split over `num_devices`:
-    each holds a partial sum, rounded to storage, and they are added in random order, rounding at each addition. Plain
-    sums accumulate in storage: XLA's CPU sums bfloat16 in bfloat16 (PyTorch in float32).
+    each holds a partial sum, rounded to storage, and these are added in random order, rounding at each addition. Plain
+    sums accumulate in storage precision: XLA's CPU backend sums bfloat16 in bfloat16 (PyTorch in float32).
 
-    A result below the smallest normal number may be flushed to zero. x + 0, x 1 and x 2^k are exact. A constant that
-    the dtype cannot hold (sqrt(1/2)) has one error for all elements. Comparisons of rounded values are refused below
-    float64: a branch that flips (ReLU at |z| < u) is not noise. Judge those with integers or in float64.
+    Results below the smallest normal number may be flushed to zero. x + 0, x 1 and x 2^k are exact. A constant that
+    the dtype cannot hold (sqrt(1/2)) has the same error for all elements. Comparisons of rounded values are rejected
+    below float64, since a flipped branch (ReLU at |z| < u) is not noise; judge those with integers or in float64.
     """
 
     def __init__(self, dtype: str, num_devices: int, rng: np.random.Generator) -> None:

@@ -1,11 +1,10 @@
-"""How large a difference rounding explains: a bound for every element of every tensor, derived, never picked.
+"""How large a difference rounding explains: a derived bound for every element of every tensor.
 
-The formula is run SAMPLES times in the arithmetic that models rounding (`RoundingModel`); the root mean square of the
-errors of an element estimates the deviation of the error that a framework has there. If errors were normal, error
-over estimate would follow Student's t with SAMPLES degrees of freedom (the estimate is itself noisy: hence not the
-normal quantile); errors are sums of bounded roundings, whose tails are lighter, except those of long sums, which the
-model draws wide enough for that. Taking the quantile at
-P_FALSE / (2 N) for a tensor of N elements bounds the chance of a false alarm by P_FALSE a tensor.
+The formula is run SAMPLES times under `RoundingModel`; the root mean square of an element's errors estimates the
+standard deviation of a framework's error there. For normal errors, error over estimate follows Student's t with SAMPLES
+degrees of freedom (not the normal distribution, as the estimate is itself noisy). Real errors are sums of bounded
+roundings, whose tails are lighter, except in long sums, for which the model enlarges the deviation. The quantile at
+P_FALSE / (2 N) for a tensor of N elements bounds the probability of a false alarm by P_FALSE per tensor.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Evaluation = Callable[[Arithmetic | None], Mapping[str, np.ndarray]]
 
 # The full suite compares some 10^3 tensors, so one run in 10^3 would show a false alarm.
 P_FALSE = 1e-6
-# More samples lower the quantile, but slowly: for 1000 elements it is 8.5 at 32 samples, 6.7 at 100, 6.1 at infinity.
+# More samples lower the quantile only slowly: for 1000 elements it is 8.5 at 32 samples, 6.7 at 100, 6.1 at infinity.
 SAMPLES = 32
 
 
@@ -43,14 +42,14 @@ def bounds(
     """The largest difference from `evaluate` that rounding in `dtype` explains, for each element of each tensor.
 
     bound = t sqrt(mean_samples e^2) sqrt(1 + (u64 / u)^2): the last factor is the rounding of the oracle itself.
-    Where no sample has an error the bound is 0: the element must be equal.
+    Where no sample has an error the bound is 0, and the element must be equal.
     Raises UnmodelledError for a formula that branches on rounded values (relu) in a dtype below float64.
     """
     return bounds_of(partial(evaluate, layer, options, params, batch), dtype, num_devices, seed)
 
 
 def bounds_of(evaluation: Evaluation, dtype: str, num_devices: int, seed: int) -> dict[str, np.ndarray]:
-    """`bounds` of anything that can be evaluated in any arithmetic: of a step, of a training."""
+    """`bounds` for any evaluation that takes an arithmetic, such as a step or a training run."""
     want = evaluation(None)
     # A stream of its own: the inputs are drawn from this seed too.
     model = RoundingModel(dtype, num_devices, np.random.default_rng(seed).spawn(1)[0])
@@ -62,7 +61,7 @@ def bounds_of(evaluation: Evaluation, dtype: str, num_devices: int, seed: int) -
 
 
 def bound_of(squares: np.ndarray, num_samples: int, dtype: str) -> np.ndarray:
-    """The bound of each element of a tensor from the squared errors of so many samples, added up."""
+    """The bound of each element of a tensor, from the sum of its squared errors over num_samples samples."""
     oracle = np.hypot(1.0, Format.of("float64").unit / Format.of(dtype).unit)
     quantile = scipy.stats.t.isf(P_FALSE / (2 * max(squares.size, 1)), num_samples)
     bound: np.ndarray = oracle * quantile * np.sqrt(squares / num_samples)
@@ -70,10 +69,10 @@ def bound_of(squares: np.ndarray, num_samples: int, dtype: str) -> np.ndarray:
 
 
 def error_in_bounds(got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> float:
-    """max |got - want| / bound: above 1, rounding does not explain the difference.
+    """max |got - want| / bound; above 1, rounding does not explain the difference.
 
-    A difference where the bound is 0, and NaN or infinity anywhere (in a reference or a bound too: what is to be equal
-    to that?) count as infinity. 0 and -0 are equal: which of them a sum of zeros is depends on its order.
+    A difference where the bound is 0, and any NaN or infinity (also in the reference or the bound), count as infinity.
+    0 and -0 are equal: which of them a sum of zeros gives depends on its order.
     Raises ValueError for different shapes.
     """
     got, want = _same_shape(got, want)

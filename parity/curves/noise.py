@@ -1,9 +1,9 @@
-"""How far rounding may take a whole training: `tolerance.bounds_of` with fewer samples, one a task of some processes.
+"""How far rounding may move a whole training run: `tolerance.bounds_of` with fewer samples, computed in parallel.
 
-A sample is the training in Monte Carlo arithmetic: the roundings of step t change the parameters that all later steps
-start from, so that the bound of a step holds what all steps before it left, grown as the training lets it grow.
-Fewer samples know the deviation less well, for which Student's t takes a larger quantile: with 8 samples and one
-element 13.3 deviations, where 32 samples take 6.0. The control says that this is narrow enough.
+A sample is the training run in Monte Carlo arithmetic. The rounding errors of step t change the parameters that all
+later steps start from, so the bound of a step includes the errors of all earlier steps and their growth.
+With fewer samples the deviation is less certain, and Student's t gives a larger quantile: for one element 13.3
+deviations with 8 samples, 6.0 with 32. A control with a wrong learning rate shows that this is still narrow enough.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def reference(case: Case, params: Arrays, batch: Arrays, **changes: Any) -> dict[str, np.ndarray]:
-    """The training in float64, with changes to the recipe."""
+    """The training run in float64, with changes to the recipe."""
     return train(case.layer, case.options, params, batch, {**case.recipe, **changes})
 
 
 def sample(case: Case, params: Arrays, batch: Arrays, number: int) -> dict[str, np.ndarray]:
-    """The training as rounding may have it, by a stream of random numbers of its own."""
+    """The training run in Monte Carlo arithmetic; each number has its own random stream."""
     rng = np.random.default_rng(case.seed).spawn(number + 2)[-1]
     model = RoundingModel(case.dtype, 1, rng)
     return train(case.layer, case.options, params, batch, case.recipe, model)
@@ -42,7 +42,7 @@ def sample(case: Case, params: Arrays, batch: Arrays, number: int) -> dict[str, 
 def reference_and_bounds(
     case: Case, params: Arrays, batch: Arrays, on_sample: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The reference's values and the bounds of a framework's distance from them."""
+    """The reference values, and how far a framework may be from them. Calls `on_sample` after each sample."""
     squares: dict[str, np.ndarray] = {}
     with _processes() as pool:
         future = pool.submit(reference, case, params, batch)
@@ -57,7 +57,7 @@ def reference_and_bounds(
 
 @contextmanager
 def _processes() -> Any:
-    """One process a core, each with one thread; started anew, as a fork would copy what threads hold."""
+    """One process per core, with one thread each; spawned, since a fork would copy locks that other threads hold."""
     before: Mapping[str, str | None] = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
     try:

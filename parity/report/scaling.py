@@ -1,4 +1,4 @@
-"""What plans send and hold as the mesh grows: tables for the terminal, and a plot."""
+"""Tables and a plot of the bytes that each plan communicates and holds per GPU as the mesh grows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARKERS = {"megatron": "o", "sequence_parallel": "x", "summa": "s", "cannon": "^
 
 
 def print_curves(console: Console, curves: Sequence[Any], dims: Mapping[str, int]) -> None:
-    """`parity.scaling.Curve`s: MiB that a GPU receives, and the slopes of the fits."""
+    """Print `parity.scaling.Curve`s: MiB received per GPU, the fitted slopes, and whether the traces agree."""
     sizes = ", ".join(f"{name}={size:,}" for name, size in dims.items())
     title = (
         f"MiB received a GPU; y = (x w_1) w_2 forward and backward, bfloat16\n{sizes}; slope: of log MiB over log p,\n"
@@ -40,7 +40,7 @@ def print_curves(console: Console, curves: Sequence[Any], dims: Mapping[str, int
 def print_crossovers(
     console: Console, found: Mapping[str, Sequence[Fraction | None]], gpus: Sequence[int], lines: Sequence[str]
 ) -> None:
-    """By 2D plan the tokens over width, M/D, from which on it receives less than 1D."""
+    """Print, for each 2D plan, the ratio M/D (tokens over width) above which it receives less than 1D."""
     title = "M/D (tokens over width) from which on 2D receives less than 1D"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     table.add_column("plan", no_wrap=True)
@@ -61,7 +61,7 @@ def print_temporaries(
     block: int,
     panel: int,
 ) -> None:
-    """framework -> plan -> bytes on grids of these sides, None where the framework gave none."""
+    """Print `held`: framework -> plan -> bytes on grids of these sides, None where the framework gave no answer."""
     title = (
         f"MiB held a GPU beside the blocks of x, w and y: y = x w forward, blocks of {block} x {block} bfloat16 "
         f"({2 * block**2 / 2**20:g} MiB)\nwhatever the grid; summa in panels of {panel}"
@@ -79,7 +79,7 @@ def print_temporaries(
 
 
 def plot_curves(curves: Sequence[Any], dims: Mapping[str, int], path: Path) -> None:
-    """Log-log: GPUs, and what one receives; lines are the formula, rings what PyTorch and JAX were traced to send."""
+    """Plot the bytes received per GPU over the number of GPUs, log-log: lines are the formula, rings the traces."""
     import matplotlib
 
     matplotlib.use("agg")
