@@ -115,7 +115,8 @@ class AutoEmbedding(ShardedEmbedding):
     def __call__(self, x_BS: jax.Array) -> jax.Array:
         if self.plan.y == SEQUENCE_SHARDED:
             check_tokens(x_BS.shape[1], self.axis_size)
-        y_BSD = with_sharding_constraint(self.embedding[...][x_BS], P(self.plan.y[0], None, None))
+        table_VD = with_sharding_constraint(self.embedding[...], self.plan.params["embedding"])
+        y_BSD = with_sharding_constraint(table_VD[x_BS], P(self.plan.y[0], None, None))
         return with_sharding_constraint(y_BSD, self.plan.y)
 
 

@@ -24,9 +24,12 @@ its tp layout. In `manual` the whole is one `shard_map` over both axes: the tran
 is the sum of its gradients, that of `all_gather` the reduce-scatter. XLA gathers again what the backward pass reads:
 no biases, no tables of which rows are looked up.
 
-There is no style `typed`. With explicit axes the batch's axis is a part of the type of every activation: every
-`reshard` and `out_sharding` of every layer would have to name it, so that the layers would know of data parallelism.
-A `shard_map` over fsdp alone, with tp explicit inside, is accepted by jax 0.10, but gathers the tp shards too.
+In `typed` tp is in the types, and the axis is not (`make_mesh` leaves it `Auto`): or every `reshard` and `out_sharding`
+of every layer would have to name it. The compiler finds it as in `auto`.
+
+Gradients of norms are float32 until they are rounded to bfloat16, and the compiler sums them over the axis before that:
+2 N bytes more than in `manual`, where each device rounds its own. No cast and no barrier behind the parameter moves the
+sum. A copy of the parameter for every part of the batch does, and rounds twice: not done, as it makes them worse.
 
 Sources: FSDP, https://arxiv.org/abs/2304.11277, and ZeRO, https://arxiv.org/abs/1910.02054;
 https://docs.jax.dev/en/latest/notebooks/shard_map.html#fsdp-tp.
@@ -41,24 +44,26 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.lax import all_gather, with_sharding_constraint
+from jax.custom_derivatives import linear_call
+from jax.lax import all_gather, axis_size, with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_tp.collectives import copy_to_tp, map_shards, reduce_from_tp
 from jax_tp.cross_entropy import IGNORED
 from jax_tp.layouts import Plan, State, child, place
+from jax_tp.mesh import DATA_AXES
 from jax_tp.models.common import Loop
 
-AXES = ("dp", "fsdp")
 Path = tuple[Any, ...]  # of a parameter in its module, e.g. ("blocks", 0, "norm1", "scale")
 
 
 # Results that are another view of their operand: to keep them would keep it.
-SAME = ("pvary", "sharding_constraint")  # their operand, but for its layout
-VIEWS = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose")
+SAME = ("concatenate", "pvary", "sharding_constraint")  # their operands, but for their layout
+VIEWS = ("broadcast_in_dim", "convert_element_type", "linear_call", "reshape", "squeeze", "transpose")
 
 
 def is_kept(primitive: Any, *operands: Any, **params: Any) -> bool:
@@ -68,6 +73,8 @@ def is_kept(primitive: Any, *operands: Any, **params: Any) -> bool:
     """
     if primitive.name == "all_gather":
         return "fsdp" not in params["axis_name"]
+    if primitive.name == "reshard" and params["dst_sharding"].spec.reduced:
+        return False  # nothing is sent for it; and jax 0.10 keeps no `reduced` value where some axes are Auto
     return primitive.name not in VIEWS and (primitive.name not in SAME or operands[0].ndim > 2)
 
 
@@ -101,7 +108,7 @@ class Hybrid:
         inner = self.layer.PLANS[self.plan]
         inputs = {name: layout for name, layout in inner.inputs.items() if name != "step"}  # no dropout: see `build`
         inner = replace(inner, inputs=inputs)
-        return {axis: replace(on_batch(inner, axis), params={}, children={"inner": inner}) for axis in AXES}
+        return {axis: replace(on_batch(inner, axis), params={}, children={"inner": inner}) for axis in DATA_AXES}
 
     def check_inputs(self, inputs: Mapping[str, np.ndarray], **options: Any) -> None:
         """As the layer does it."""
@@ -109,17 +116,14 @@ class Hybrid:
             self.layer.check_inputs(inputs, **options)
 
     def build(self, mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
-        """The layer, auto or manual, on tp or on x and y, shared out over the other axis; `state`: that of "inner".
+        """The layer in the given style on tp or on x and y, shared out over the other axis; `state`: that of "inner".
 
-        Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, for dropout, and
-        for the style typed.
+        Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, and for dropout.
         """
         if options.get("drop_rate"):
             raise ValueError("drop_rate: the masks would be the same for each part of the batch; 0 would work")
-        if style not in DATA_PARALLEL:
-            raise ValueError(f"style {style!r} beside data parallelism: {' or '.join(DATA_PARALLEL)} would work")
-        axis = next(name for name in mesh.axis_names if name in AXES)
-        inner_plan = plan.children["inner"] if style == "manual" else on_batch(plan.children["inner"], axis)
+        axis = next(name for name in mesh.axis_names if name in DATA_AXES)
+        inner_plan = on_batch(plan.children["inner"], axis) if style == "auto" else plan.children["inner"]
         inner = self.layer.build(mesh, style, inner_plan, child(state, "inner"), **options)
         return DATA_PARALLEL[style](mesh, axis, plan, inner, self.is_mean)
 
@@ -172,14 +176,36 @@ class AutoDataParallel(DataParallel):
     """The compiler sees parameters that are cut, and used in layouts that are not."""
 
     def gather(self, leaf: jax.Array, spec: P, tp_spec: P) -> jax.Array:
-        # First as it lies: or the compiler would gather it where it comes from, once for all microbatches.
-        return with_sharding_constraint(with_sharding_constraint(leaf, spec), tp_spec)
+        def whole(_: tuple[()], leaf: jax.Array) -> jax.Array:
+            # First as it lies: or the compiler would gather it where it comes from, once for all microbatches.
+            return with_sharding_constraint(with_sharding_constraint(leaf, spec), tp_spec)
+
+        def share(_: tuple[()], grad: jax.Array) -> jax.Array:
+            return with_sharding_constraint(grad, spec)
+
+        spec, tp_spec = self.seen(spec), self.seen(tp_spec)
+
+        # The transpose of `whole` has the gradient whole before it is cut. XLA makes a reduce-scatter of that, but not
+        # across a conversion: a norm's, float32 until it is rounded, it would all-reduce, and then cut.
+        return linear_call(whole, share, (), leaf) if leaf.ndim == 1 else whole((), leaf)
+
+    def seen(self, spec: P) -> P:
+        """What of a PartitionSpec is the compiler's to know."""
+        return spec
 
     def combine(self, y: jax.Array, labels: jax.Array) -> jax.Array:
         return y  # of the whole batch: a mean is already that of all
 
     def map_parts(self, forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return forward
+
+
+class TypedDataParallel(AutoDataParallel):
+    """The same for the axis, which no type names: `with_sharding_constraint` says nothing of what types say."""
+
+    def seen(self, spec: P) -> P:
+        axes = [names if isinstance(names, tuple) else (names,) for names in spec]
+        return P(*(self.axis if self.axis in names else None for names in axes))
 
 
 class ManualDataParallel(DataParallel):
@@ -195,6 +221,8 @@ class ManualDataParallel(DataParallel):
         """The mean over the whole batch, of the own part's mean: [] -> []."""
         if not self.is_mean:
             return y
+        if jnp.issubdtype(labels.dtype, jnp.floating):  # a field, of which all numbers count
+            return reduce_from_tp(y / axis_size(self.axis), self.axis)
         count = (labels != IGNORED).sum(dtype=y.dtype)
         batch = self.plan.inputs["labels"][0]
         for name in batch if isinstance(batch, tuple) else ():
@@ -208,7 +236,7 @@ class ManualDataParallel(DataParallel):
         return map_shards(forward, in_specs=(specs, *inputs), out_specs=self.plan.y)
 
 
-DATA_PARALLEL = {"auto": AutoDataParallel, "manual": ManualDataParallel}
+DATA_PARALLEL = {"auto": AutoDataParallel, "typed": TypedDataParallel, "manual": ManualDataParallel}
 
 
 def whole_spec(param: jax.Array | jax.ShapeDtypeStruct) -> P:
@@ -231,8 +259,8 @@ def shard(param: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh, path: Path) -> ja
     """A parameter cut along its output dim over fsdp, within its tp shard: as `fully_shard` lays it out."""
     dim = param.ndim - 1 if path[-1] == "kernel" else int(is_stacked(path))
     spec = whole_spec(param)
-    names = ("tp", "fsdp") if spec[dim] == "tp" else "fsdp"
-    rows, size = param.shape[dim] // (mesh.shape["tp"] if spec[dim] else 1), mesh.shape["fsdp"]
+    names = (spec[dim], "fsdp") if spec[dim] else "fsdp"
+    rows, size = param.shape[dim] // (mesh.shape[spec[dim]] if spec[dim] else 1), mesh.shape["fsdp"]
     if rows % size:
         name = ".".join(map(str, path))
         raise ValueError(f"fsdp={size} does not divide the {rows} outputs of {name} that a tp shard has")

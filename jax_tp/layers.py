@@ -59,6 +59,7 @@ LAYERS = {
     "hybrid.grid.models.gpt": hybrid.over(grid_gpt, "summa", is_mean=True),
     "hybrid.models.gpt": hybrid.over(gpt, "megatron", is_mean=True),
     "hybrid.models.llama": hybrid.over(llama, "megatron", is_mean=True),
+    "hybrid.models.vit": hybrid.over(vit, "field", is_mean=True),
     "models.bert": bert,
     "models.gpt": gpt,
     "models.llama": llama,

@@ -21,6 +21,8 @@ LOCAL_RANK_VARIABLES = (
     "SLURM_LOCALID",
 )
 
+DATA_AXES = ("dp", "fsdp")  # of data parallelism: hybrid.py
+
 
 def read_rank(names: tuple[str, ...], default: int) -> int:
     """The first of these environment variables that is set, as an integer."""
@@ -64,9 +66,11 @@ def leave() -> None:
 def make_mesh(axes: Mapping[str, int], axis_type: AxisType, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh with these axes, outermost first, over all devices (or those given) in order of rank.
 
-    axis_type: `AxisType.Auto` leaves shardings to the compiler, `AxisType.Explicit` makes them part of types.
+    axis_type: `AxisType.Auto` leaves shardings to the compiler, `AxisType.Explicit` makes them part of types; axes of
+    data parallelism stay `Auto`, since layers know nothing of them.
     Raises ValueError when the sizes do not multiply to the number of devices.
     Source: https://docs.jax.dev/en/latest/jax.sharding.html#jax.sharding.Mesh
     """
     in_order = np.array(jax.devices() if devices is None else devices).reshape(tuple(axes.values()))
-    return Mesh(in_order, tuple(axes), axis_types=(axis_type,) * len(axes))
+    types = tuple(AxisType.Auto if name in DATA_AXES else axis_type for name in axes)
+    return Mesh(in_order, tuple(axes), axis_types=types)

@@ -22,7 +22,7 @@ from jax_tp import hybrid
 from jax_tp.footprint import held_bytes
 from jax_tp.layers import LAYERS
 from jax_tp.layouts import Plan, State
-from jax_tp.mesh import make_mesh
+from jax_tp.mesh import DATA_AXES, make_mesh
 from jax_tp.optimizer import Recipe, make_optimizer, place_optimizer
 from jax_tp.tasks import place_batch
 from jax_tp.trace import A100_OPTIONS, a100_devices
@@ -71,7 +71,7 @@ def layer_of(request: StepRequest, is_mean: bool) -> tuple[ModuleType | hybrid.H
     is_mean: whether y is the mean of a loss.
     """
     layer = LAYERS[request.layer]
-    axis = next((axis for axis in request.mesh if axis in hybrid.AXES), None)
+    axis = next((axis for axis in request.mesh if axis in DATA_AXES), None)
     if axis is None:
         return layer, layer.PLANS[request.plan], ""
     beside = hybrid.over(layer, request.plan, is_mean)

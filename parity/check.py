@@ -15,7 +15,7 @@ import numpy as np
 from parity.cases.family import Family
 from parity.cases.notation import index_of, shape_of
 from parity.contract import Case, Collective, Result, Shard
-from parity.rewrites import explain, payloads
+from parity.rewrites import WIDENED, explain, payloads
 
 Verdict = Literal["pass", "fail", "skip", "error"]
 
@@ -137,11 +137,12 @@ def check_collectives(
         rewrites, left = explain(payloads(expected), payloads(got), only_equivalents=True)
         if is_compiled and not left:
             return Finding(), list(dict.fromkeys(f"{name}: {rewrite.name}" for rewrite in rewrites))
-        more = sum(payloads(wider).values()) - sum(payloads(expected).values())
-        if wider and more:
-            widened, notes = check_collectives(name, got, wider, is_compiled)
-            if widened.verdict == "pass":
-                return widened, [f"{name}: {more} B more, as sums over tokens are reduced before rounding", *notes]
+        widened = [one for one, other in zip(wider, expected, strict=bool(wider)) if one != other]
+        if widened:
+            again, notes = check_collectives(name, got, wider, is_compiled)
+            if again.verdict == "pass":
+                more = sum(payloads(widened).values()) // 2
+                return again, [f"{name}: sums over tokens {WIDENED}: {more} B more", *notes]
         return finding, notes
     num_got, num_want = (sum(entry.count for entry in entries) for entries in (got, expected))
     if num_got < num_want:

@@ -25,7 +25,8 @@ def judge_collectives(run: Run, case: Case, entry: dict[str, Any]) -> Finding:
     if compiled is not None:
         formulas = [formula for formula in formulas if not formula.torch_only]
         expected = with_numbers(formulas, case)
-        wider = with_numbers(formulas, case, compiled=True)
+        # Where the style says what is summed, it says in which dtype.
+        wider = with_numbers(formulas, case, compiled=True) if case.style != "manual" else ()
         judge(finding, entry, case, "jax", compiled, expected, is_compiled=True, wider=wider)
         if case.style == "manual":
             # The loss and the norm of the gradients are summed outside shard_map: there the style declares nothing.

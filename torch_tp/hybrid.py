@@ -20,7 +20,7 @@ A model's y is a mean over the labels that count. Each part of the batch has its
 of the parts' means weighted by it: two all-reduces of a scalar more. A part without any has no mean: it makes y NaN.
 
 `fully_shard` gathers all parameters of a block at once, and in the backward pass also those that it does not read.
-It works beside layers of any style, `typed` too; the cases leave that out, since the other column cannot say it.
+It takes layers of any style as they are: their DTensors know the axes of tensor parallelism only.
 
 Sources: FSDP, https://arxiv.org/abs/2304.11277, and ZeRO, https://arxiv.org/abs/1910.02054;
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html;
@@ -45,8 +45,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch_tp.collectives import reduce_from_tp
 from torch_tp.cross_entropy import IGNORED
 from torch_tp.layouts import Layout, Plan, child, placements_of
-
-AXES = ("dp", "fsdp")
+from torch_tp.mesh import DATA_AXES
 
 
 def on_batch(layout: Layout, has_batch: bool = True) -> Layout:
@@ -69,9 +68,10 @@ class Hybrid:
             x=on_batch(inner.x),
             y=on_batch(inner.y, not self.is_mean),
             inputs={name: on_batch(layout) for name, layout in inner.inputs.items() if name != "step"},
+            constants=inner.constants,
             children={"inner": inner},
         )
-        return dict.fromkeys(AXES, plan)
+        return dict.fromkeys(DATA_AXES, plan)
 
     def check_inputs(self, inputs: Mapping[str, np.ndarray], **options: Any) -> None:
         """As the layer does it."""
@@ -87,7 +87,7 @@ class Hybrid:
         """
         if options.get("drop_rate"):
             raise ValueError("drop_rate: the masks would be the same for each part of the batch; 0 would work")
-        axis = next(name for name in mesh.mesh_dim_names or () if name in AXES)
+        axis = next(name for name in mesh.mesh_dim_names or () if name in DATA_AXES)
         inner = self.layer.build(inner_mesh(mesh), style, plan.children["inner"], child(state, "inner"), **options)
         return DataParallel(mesh, axis, inner, self.is_mean)
 
@@ -124,6 +124,8 @@ class DataParallel(nn.Module):
     def mean_of_means(self, mean: torch.Tensor, labels: DTensor) -> torch.Tensor:
         """The mean over the whole batch, of the own part's mean: [] -> []."""
         axis = self.mesh[self.axis]
+        if labels.is_floating_point():  # a field, of which all numbers count
+            return reduce_from_tp(mean / axis.size(), axis)
         count = (labels.to_local() != IGNORED).sum().to(mean.dtype)
         for name, placement in zip(labels.device_mesh.mesh_dim_names or (), labels.placements, strict=True):
             if placement.is_shard():  # a part of the batch is cut further: grid/
@@ -133,7 +135,7 @@ class DataParallel(nn.Module):
 
 def inner_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The axes of tensor parallelism: tp, or x and y."""
-    return mesh[tuple(name for name in mesh.mesh_dim_names or () if name not in AXES)]
+    return mesh[tuple(name for name in mesh.mesh_dim_names or () if name not in DATA_AXES)]
 
 
 def check_divisible(inner: nn.Module, axis: str, size: int) -> None:

@@ -67,7 +67,8 @@ def place(array: np.ndarray | torch.Tensor, mesh: DeviceMesh, placement: Layout)
 
 def _check_divisible(tensor: torch.Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> None:
     for dim, size in enumerate(tensor.shape):
-        axes = [axis for axis, placement in enumerate(placements) if placement.is_shard(dim)]
+        # Not `is_shard`: a `_StridedShard`, what `fully_shard` cuts within a tp shard, says that it is none.
+        axes = [axis for axis, placement in enumerate(placements) if getattr(placement, "dim", None) == dim]
         ways = math.prod(mesh.size(axis) for axis in axes)
         if size % ways:
             names = "x".join((mesh.mesh_dim_names or ())[axis] for axis in axes)

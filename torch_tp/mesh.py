@@ -28,6 +28,8 @@ LOCAL_RANK_VARIABLES = (
     "SLURM_LOCALID",
 )
 
+DATA_AXES = ("dp", "fsdp")  # of data parallelism: hybrid.py
+
 GPUS_PER_NODE = 4  # Derecho, Perlmutter, Polaris
 
 

@@ -92,8 +92,8 @@ def global_norm(grads: Iterable[DTensor]) -> DTensor:
     scalar per replicated one.
     """
     alike: dict[tuple[bool, ...], list[DTensor]] = {}  # by the mesh axes that shard them
-    for grad in grads:
-        alike.setdefault(tuple(placement.is_shard() for placement in grad.placements), []).append(grad)
+    for grad in grads:  # `is_shard` would say no of a `_StridedShard`, what `fully_shard` cuts within a tp shard
+        alike.setdefault(tuple(not placement.is_replicate() for placement in grad.placements), []).append(grad)
     norms = [get_total_norm(group) for group in alike.values()]
     return get_total_norm([norm.redistribute(placements=[Replicate()] * norm.device_mesh.ndim) for norm in norms])
 

@@ -25,7 +25,7 @@ from torch_tp import hybrid
 from torch_tp.footprint import RecordFootprint
 from torch_tp.layers import LAYERS
 from torch_tp.layouts import Plan, State
-from torch_tp.mesh import fake_group, make_mesh
+from torch_tp.mesh import DATA_AXES, fake_group, make_mesh
 from torch_tp.optimizer import Recipe, make_optimizer
 from torch_tp.tasks import place_batch
 from torch_tp.train import Batch, train_step, training_loss
@@ -89,7 +89,7 @@ def layer_of(request: StepRequest, is_mean: bool) -> tuple[ModuleType | hybrid.H
     is_mean: whether y is the mean of a loss.
     """
     layer = LAYERS[request.layer]
-    axis = next((axis for axis in request.mesh if axis in hybrid.AXES), None)
+    axis = next((axis for axis in request.mesh if axis in DATA_AXES), None)
     if axis is None:
         return layer, layer.PLANS[request.plan], ""
     beside = hybrid.over(layer, request.plan, is_mean)

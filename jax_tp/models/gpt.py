@@ -40,6 +40,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -84,8 +85,12 @@ class Positions(nnx.Module):
         S, C = h_BSD.shape[1], self.embedding.shape[0]
         if S > C:
             raise ValueError(f"S={S} tokens, but the model has {C} positions: S <= {C} would work")
-        rows_SD = self.embedding[...][:S]
-        return h_BSD + (own_tokens(rows_SD, 0, self.style) if self.plan.x == SEQUENCE_SHARDED else rows_SD)
+        if self.plan.x == SEQUENCE_SHARDED:
+            return h_BSD + own_tokens(self.embedding[...][:S], 0, self.style)
+        # Rows for each sequence, of which the first S are taken: backward pads, then sums over the batch. The other way
+        # round XLA, beside fsdp, would all-reduce S rows, where a reduce-scatter of C rows is enough.
+        rows_BCD = jnp.broadcast_to(self.embedding[...], (h_BSD.shape[0], *self.embedding.shape))
+        return h_BSD + rows_BCD[:, :S]
 
 
 class Gpt(nnx.Module):

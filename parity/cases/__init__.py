@@ -53,7 +53,7 @@ GRIDS = tuple({"x": x, "y": y} for x, y in ((2, 2), (2, 4), (3, 3)))
 LINES = tuple({"x": x, "y": y} for x, y in ((1, 4), (4, 1)))
 # Data parallelism over nodes, tensor parallelism within them: squares, then 2 x 4.
 HYBRIDS = tuple({axis: 2, "tp": tp} for tp in (2, 4) for axis in ("dp", "fsdp"))
-GRID_HYBRID = {"dp": 2, "x": 2, "y": 2}
+GRID_HYBRIDS = tuple({axis: 2, "x": 2, "y": 2} for axis in ("dp", "fsdp"))
 # Keys that two devices share, and keys of one device each.
 SHARED_KEYS = ({"kv": 2, "rep": 2}, {"kv": 2, "rep": 1})
 
@@ -138,7 +138,7 @@ SUITES: dict[str, tuple[Selection, ...]] = {
     # Everything, on one device and on an odd number of them too.
     "full": (
         Selection(
-            meshes=({"tp": 1}, {"tp": 2}, {"tp": 3}, {"tp": 4}, *GRIDS, *LINES, *SHARED_KEYS, *HYBRIDS, GRID_HYBRID),
+            meshes=({"tp": 1}, {"tp": 2}, {"tp": 3}, {"tp": 4}, *GRIDS, *LINES, *SHARED_KEYS, *HYBRIDS, *GRID_HYBRIDS),
             numerics=(*NUMERICS, *TRAINING),
         ),
     ),

@@ -53,7 +53,6 @@ class Family:
     inside: Mapping[str, str] = field(default_factory=dict)  # tensors that no device reports, in the same notation
     axes: tuple[str, ...] = ()  # mesh axes that it runs on without a tensor sharded over them
     styles: tuple[str, ...] = STYLES
-    left_out: tuple[tuple[str, str], ...] = ()  # (style, numerics) in which a framework departs from the plan
     square: bool = False  # only on meshes whose axes are all of one size
     recipe: Mapping[str, Any] = field(default_factory=dict)  # of training: what is other than in RECIPE
     multiples: Mapping[str, str] = field(default_factory=dict)  # dims that have to be multiples of another dim
@@ -117,7 +116,7 @@ def cases_of(family: Family, selection: Selection) -> Iterator[Case]:
             check_divisible(family, dims, mesh)
             for style in family.styles:
                 for numerics in (name for name in variant.numerics if name in selection.numerics):
-                    for seed in selection.seeds if (style, numerics) not in family.left_out else ():
+                    for seed in selection.seeds:
                         yield make_case(family, variant, dims, mesh, style, numerics, seed)
 
 

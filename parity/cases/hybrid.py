@@ -8,16 +8,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from parity.cases import block, grid_block, grid_models, models
+from parity.cases import block, grid_block, grid_models, models, vit
 from parity.cases.family import TRAINING, Family, Variant
 from parity.cases.notation import Dim, Expected, parse_layout
 
 # Between the norms of each variant's steps of training.
 MAX_NORM = {"gpt": 700.0, "llama": 102.0, "gpt2": 0.4, "llama3": 0.7}
 
-DIMS = {"B": 8, "S": 6, "D": 24, "H": 8, "K": 8, "E": 4, "F": 48, "V": 40, "N": 30, "C": 8}
+DIMS = {"B": 8, "S": 6, "D": 24, "H": 8, "K": 8, "E": 4, "F": 48, "V": 40, "N": 30, "C": 8, "I": 6, "J": 8, "P": 2}
 ROUNDED = ("float64", "float32", "bfloat16")
-INPUTS = ("x", "labels", "step", "y")
+INPUTS = ("x", "labels", "truth", "step", "y")
 
 
 def is_output_dim(name: str, position: int, num_dims: int) -> bool:
@@ -55,8 +55,13 @@ def is_read_backward(name: str) -> bool:
     return not name.endswith((".b", "positions.table", "inner.embed.table"))
 
 
-# The scale of a block's first norm: backward, what it is multiplied with goes to the input alone.
-FIRST_SCALE = "inner.norm1.scale"
+# A block's first norm and a ViT's embedding of patches: backward, what they are multiplied with is the input alone.
+FIRST = ("inner.norm1.scale", "inner.embed.w")
+
+
+def is_of_norm(name: str) -> bool:
+    """Whether it is a scale or bias of a norm: their gradients are sums over tokens, float32 until they are rounded."""
+    return "norm" in name
 
 
 def of_parameters(tensors: Mapping[str, str], axis: str) -> tuple[Expected, ...]:
@@ -77,8 +82,9 @@ def of_parameters(tensors: Mapping[str, str], axis: str) -> tuple[Expected, ...]
             elements(parse_layout(layout)),
             f"{name}: {reason}",
             param=name,
-            of_input=(kind, pass_) == ("all_gather", "backward") and name == FIRST_SCALE,
+            of_input=(kind, pass_) == ("all_gather", "backward") and name in FIRST,
             torch_only=(kind, pass_) == ("all_gather", "backward") and not is_read_backward(name),
+            of_tokens=kind in ("all_reduce", "reduce_scatter") and is_of_norm(name),
         )
         for name, layout in tensors.items()
         for kind, pass_, reason in kinds[axis]
@@ -105,9 +111,9 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
         axes = f"{axis}+x+y" if on_grid else axis
         loss = (Expected("all_reduce", axes, "forward", "1", "the loss sums over the batch", of_loss=True),)
     else:
-        if on_grid:
+        if on_grid and "labels" in tensors:
             loss += (Expected("all_reduce", "x", "forward", "1", "sum of a part's labels that count", in_float32=True),)
-        for reason in ("labels that count", "the weighted means"):
+        for reason in ("labels that count", "the weighted means") if "labels" in tensors else ("the means",):
             loss += (Expected("all_reduce", axis, "forward", "1", f"sum of {reason}", in_float32=True),)
     return Family(
         layer=f"hybrid.{inner.layer}",
@@ -122,7 +128,7 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
                 ROUNDED if on_grid else (*ROUNDED, *TRAINING),
                 tuple(f"inner.{name}" for name in variant.params),
                 sizes=variant.sizes,
-                max_norm=MAX_NORM[variant.name],
+                max_norm=MAX_NORM.get(variant.name, variant.max_norm),
             )
             for variant in inner.variants
             if variant.name in names
@@ -131,11 +137,7 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
         ids=inner.ids,
         ignored=inner.ignored,
         in_float32=inner.in_float32,
-        # XLA sums the gradients of norms in float32, under fsdp by an all-reduce of which each device takes its part.
-        left_out=(("auto", "bfloat16"),),
-        # No `typed`: types of JAX name the batch's axis in every activation, which layers then would have to know.
-        # In `auto` XLA reduces the two gradients of GPT's tied table apart, V/tp D more: not what the plan says.
-        styles=("manual",) if on_grid or inner.layer == "models.gpt" else ("auto", "manual"),
+        styles=inner.styles,
     )
 
 
@@ -143,10 +145,11 @@ FAMILIES = tuple(
     beside(inner, axis, names)
     for inner, names in (
         (block.family(block.FAMILIES, "megatron"), ("gpt", "llama")),
-        *((family, ("gpt2", "llama3")) for family in (models.gpt(), models.llama())),
+        *((family, ("gpt2", "llama3", "weather")) for family in (models.gpt(), models.llama(), vit.field())),
     )
     for axis in ("dp", "fsdp")
 ) + tuple(
-    beside(block.family(families, "summa"), "dp", names)
+    beside(block.family(families, "summa"), axis, names)
     for families, names in ((grid_block.FAMILIES, ("gpt", "llama")), (grid_models.FAMILIES, ("gpt2",)))
+    for axis in ("dp", "fsdp")
 )

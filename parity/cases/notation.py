@@ -26,7 +26,7 @@ class Expected:
     in_float32: bool = False  # counted in float32 for bfloat16 cases
     of_ids: bool = False  # int64, whatever the case's dtype
     torch_only: bool = False  # PyTorch does it for a whole group of tensors; XLA leaves out what nobody reads
-    of_tokens: bool = False  # a sum over tokens: XLA reduces it in float32 and rounds to bfloat16 afterwards
+    of_tokens: bool = False  # a sum over tokens: XLA reduces it in float32 and rounds afterwards, unless told (manual)
 
     def collective(self, sizes: Mapping[str, int], dtype: str, compiled: bool = False) -> Collective:
         """With numbers: sizes holds the dims and the mesh axes by name; `compiled` takes the dtype that XLA takes."""

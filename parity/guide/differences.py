@@ -132,6 +132,7 @@ DIFFERENCES = (
     Difference("hybrid.py", "DataParallel", "mesh, axis, inner, is_mean", "mesh, axis, plan, inner, is_mean", SHARE),
     Difference("hybrid.py", "DataParallel.mean_of_means", "mean, labels", "", SHARE),
     Difference("hybrid.py", "ManualDataParallel", "", "inherited", SHARE),
+    Difference("hybrid.py", "TypedDataParallel", "", "inherited", SHARE),
     Difference("hybrid.py", "check_divisible", "inner, axis, size", "", "In JAX `shard` finds it out."),
     Difference("hybrid.py", "inner_mesh", "mesh", "", "Per-device code in JAX names the axes that it means."),
     Difference("hybrid.py", "is_kept", "", "primitive", "`fully_shard` frees what it gathers; JAX is told so."),

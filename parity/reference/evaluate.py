@@ -58,6 +58,7 @@ LAYERS: dict[str, Formula] = {
     "hybrid.grid.models.gpt": inner(gpt),
     "hybrid.models.gpt": inner(gpt),
     "hybrid.models.llama": inner(llama),
+    "hybrid.models.vit": inner(vit),
     "models.bert": bert,
     "models.gpt": gpt,
     "models.llama": llama,
@@ -65,7 +66,9 @@ LAYERS: dict[str, Formula] = {
 }
 
 # Inputs that are numbers but data, like ids: no gradient is taken.
-CONSTANTS: dict[str, tuple[str, ...]] = {"models.vit": ("truth",), "grid.models.vit": ("truth",)}
+CONSTANTS: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("models.vit", "grid.models.vit", "hybrid.models.vit"), ("truth",)
+)
 
 
 class Arithmetic(Protocol):

@@ -25,7 +25,7 @@ def judge(formulas: list[Expected], *float32: Expected, dtype: str = "bfloat16",
 def test_sums_over_tokens_may_be_reduced_in_float32_and_the_excess_is_named() -> None:
     finding, notes = judge([LOSS, SCALE, Y], SCALE)
     assert finding.verdict == "pass"
-    assert notes == ["jax: 50 B more, as sums over tokens are reduced before rounding"]
+    assert notes == ["jax: sums over tokens reduced in float32, rounded afterwards: 50 B more"]
     assert judge([LOSS, SCALE, Y])[0].verdict == "pass"
     assert judge([LOSS, SCALE, Y])[1] == []
 
