@@ -40,6 +40,7 @@ from parity.cli_scaling import scaling
 from parity.cli_train import train
 from parity.compare import compare
 from parity.contract import Case
+from parity.gpus import check_gpus
 from parity.guide import source_of_case
 from parity.report.case_list import describe_cases
 from parity.report.detail import render_case
@@ -138,7 +139,6 @@ def run(
     """
     with one_line_errors():
         check_choice("--device", device, DEVICES)
-        commands = worker_commands(torch_python, jax_python)
         if resume is not None:
             if globs or suite or mesh or dtype or dims or out:
                 raise RefusedError("--resume does what is left of a run: leave out GLOBs, --suite, --out ...")
@@ -148,6 +148,9 @@ def run(
             manner = Manner(device, process_a_device, timings, case_limit)
             names, seeds = globs or [], range(seed, seed + num_seeds)
             cases = select(make_selection(suite, names, mesh or [], dtype or [], dims, seeds), names)
+        check_gpus(manner.device, max(case.num_devices for case in cases))
+        commands = worker_commands(torch_python, jax_python, manner.device)
+        if resume is None:
             start_run(directory, cases, {**manner.settings, "seed": seed, "arguments": sys.argv[1:]})
         run_groups(directory, cases, commands, manner)
         started = time.monotonic()

@@ -25,6 +25,7 @@ from parity.cli_common import (
     sizes_over,
     sizes_text,
 )
+from parity.gpus import check_gpus
 from parity.run import worker_commands
 
 bench = typer.Typer(no_args_is_help=True)
@@ -62,7 +63,8 @@ def grid(
         given = sizes_over(SIZES, sizes)
         axes = parse_sizes(mesh, "--mesh")
         check(given, axes, device, dtype)
-        commands = worker_commands(torch_python, jax_python)
+        check_gpus(device, axes["x"] * axes["y"])
+        commands = worker_commands(torch_python, jax_python, device)
         questions = [
             question
             for backward in ([False] if forward else [False, True])

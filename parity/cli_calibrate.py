@@ -22,6 +22,7 @@ from parity.calibrate import (
 from parity.calibrate.local import RANKS, calibrate_local, check_place, questions
 from parity.cli_common import JaxPython, RefusedError, TorchPython, console, one_line_errors, print_json, progress_bar
 from parity.cost import load_machine
+from parity.gpus import check_gpus
 from parity.report.calibration import print_bands, print_check, print_peers
 from parity.run import Command, worker_commands
 
@@ -81,7 +82,8 @@ def calibrate(
             if device == "cuda" and base is None:
                 raise RefusedError("--device cuda: name with --base the machine that this one is most like")
             check_place(ranks := ranks or list(RANKS), device, base := base or "local")
-            commands = worker_commands(torch_python, jax_python)
+            check_gpus(device, max(ranks))
+            commands = worker_commands(torch_python, jax_python, device)
             measure_here(name, path, base, ranks, device, commands, as_json)
         else:
             fit_logs(logs or [], name, base or "perlmutter", out, as_json)

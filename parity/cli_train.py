@@ -22,6 +22,7 @@ from parity.cli_common import (
 )
 from parity.contract import ContractError
 from parity.curves import MODELS, judge, plot_curves, run_training, set_up
+from parity.gpus import check_gpus
 from parity.report.curves import print_judgement
 from parity.run import worker_commands
 
@@ -50,7 +51,8 @@ def train(
     with one_line_errors():
         check_choice("--device", device, DEVICES)
         training = set_up(model, tp, steps, dtype, style, seed)
-        commands = worker_commands(torch_python, jax_python)
+        check_gpus(device, tp)
+        commands = worker_commands(torch_python, jax_python, device)
         directory = out or Path("runs") / f"train-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
         with progress_bar({(name, "ranks"): 1 for name in commands}) as on_event:
             run_training(training, directory, commands, device, case_limit, on_event)

@@ -13,6 +13,7 @@ from typing import Any
 from parity.cases import family_of
 from parity.contract import FRAMEWORKS, Case
 from parity.files_contract import EventLog
+from parity.gpus import check_cuda_build
 from parity.group_logs import done_cases, retry_errors
 from parity.inputs import make_inputs
 from parity.interpreter import find_interpreter
@@ -113,10 +114,16 @@ def undone(
     return left
 
 
-def worker_commands(torch_python: str, jax_python: str) -> dict[str, Command]:
-    """How each framework's worker is called. Raises LaunchError for an interpreter that is missing or lacks it."""
+def worker_commands(torch_python: str, jax_python: str, device: str = "cpu") -> dict[str, Command]:
+    """How each framework's worker is called.
+
+    Raises LaunchError for an interpreter that is missing, or lacks the framework or, where the device is cuda, its use.
+    """
     pythons = {"torch": torch_python, "jax": jax_python}
-    return {name: (find_interpreter(pythons[name], name), "-m", f"{name}_tp.worker") for name in FRAMEWORKS}
+    found = {name: find_interpreter(pythons[name], name) for name in FRAMEWORKS}
+    for name in FRAMEWORKS if device == "cuda" else ():
+        check_cuda_build(found[name], name)
+    return {name: (found[name], "-m", f"{name}_tp.worker") for name in FRAMEWORKS}
 
 
 def execute(
