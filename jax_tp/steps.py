@@ -1,4 +1,4 @@
-"""A whole step of training traced for GPUs that are not there: what one of them sends, computes and holds.
+"""A whole training step compiled for GPUs that need not exist: what one of them sends, computes and holds.
 
 The step is that of train.py: forward, backward, clipping, AdamW. The model is the one that the cases run, in the same
 plan and style, compiled ahead of time for A100s; its blocks are run by one loop (`models.common.Loop`).
@@ -29,7 +29,7 @@ from jax_tp.trace import A100_OPTIONS, a100_devices
 from jax_tp.train import Batch, Update, train_step, training_loss
 from parity.step_contract import XLA_FLAGS, Memory, StepOrder, StepRequest, StepTrace
 
-# What is sent, computed and held depends on none of these numbers.
+# What is sent, computed and held does not depend on these numbers.
 RECIPE = Recipe(100, 1, 3e-4, 3e-5, 10, 0.9, 0.95, 1e-8, 0.1, 1.0)
 
 NOTES = (
@@ -60,7 +60,7 @@ def trace_step(order: StepOrder) -> StepTrace:
 
 
 def flags_note(name: str, flags: Mapping[str, bool | int]) -> str:
-    """What XLA was told, and what that means for overlap, in one line."""
+    """The XLA flags in use and what they mean for overlap, in one line."""
     told = " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items())
     return f"XLA flags, {name}: {XLA_FLAGS[name].meaning}; compiled with {told}"
 
@@ -79,7 +79,7 @@ def layer_of(request: StepRequest, is_mean: bool) -> tuple[ModuleType | hybrid.H
 
 
 def checkpoint_blocks(module: nnx.Module) -> None:
-    """Let every block keep its input only, and run forward again in the backward pass."""
+    """Save only the input of each block, and recompute its forward pass in the backward pass."""
     for block in getattr(module, "inner", module).blocks:
         block.keeps_inputs_only = True
 
@@ -106,7 +106,7 @@ def empty_batch(order: StepOrder, dtype: jnp.dtype) -> State:
 def run(
     module: nnx.Module, mesh: Mesh, batch: Batch, has_optimizer: bool, flags: Mapping[str, bool | int]
 ) -> tuple[Any, Memory]:
-    """One step, compiled; what it updates is donated, so that the new values take the place of the old ones."""
+    """One step, compiled; what it updates is donated, so that new values reuse the memory of the old ones."""
     optimizer = None
     if has_optimizer:
         optimizer = nnx.eval_shape(partial(make_optimizer, recipe=RECIPE), module)

@@ -1,5 +1,5 @@
-"""Cases or questions in, results or answers out: `python -m jax_tp.worker RUN ORDERS`, one process a device, or one for
-several of a node.
+"""Cases or questions in, results or answers out: `python -m jax_tp.worker RUN ORDERS`, one process per device, or
+one for several devices of a node.
 
 RUN is the directory of the run, ORDERS a file with the ids of what to do. What comes out is in `parity.contract` and
 `parity.question_contract`. With `--role trace` a single process compiles for A100s that are not there.
@@ -30,14 +30,14 @@ from parity.files_contract import EventLog, load_arrays, save_arrays
 from parity.record import Record
 from parity.worker_contract import Asked, file_name, read_asked, watch_launcher, work
 
-# XLA's CPU compiler then takes a fifth of its time for tiny programs, and makes slower ones.
+# With these flags XLA's CPU compiler takes a fifth of the time on tiny programs, at the price of slower code.
 QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 AXIS_TYPES = {"auto": AxisType.Auto, "typed": AxisType.Explicit, "manual": AxisType.Auto}
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What the numbers depend on: versions, precision flags, threads, device."""
+    """Everything that the results may depend on: versions, precision flags, threads, device."""
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -54,19 +54,19 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """What the devices call themselves."""
+    """The model name of the device."""
     return jax.local_devices()[0].device_kind
 
 
 def backend_name(device: str) -> str:
-    """Who carries the collectives; on the CPU, XLA itself does between the devices of one process."""
+    """The library that carries the collectives; between the CPU devices of one process, XLA itself."""
     if device == "cuda":
         return "nccl"
     return "xla" if jax.process_count() == 1 else str(jax.config.jax_cpu_collectives_implementation)
 
 
 def run_case(case: Case, run: Path, device: str) -> list[Result]:
-    """Do the case's task on the devices of the mesh, write the shards of those of this process."""
+    """Run the case's task on the mesh and write the shards of this process's devices."""
     mesh = make_mesh(case.mesh, AXIS_TYPES[case.style])
     arrays = load_arrays(run / "inputs" / f"{case.inputs}.safetensors")
     is_new = case.program not in PROGRAM
@@ -84,7 +84,7 @@ def run_case(case: Case, run: Path, device: str) -> list[Result]:
 
 
 def trace_case(case: Case, run: Path) -> Trace:
-    """Compile the step for A100s, and read off what its jaxpr declares; needs no device."""
+    """Compile the step for A100s and list the collectives that its jaxpr declares; needs no device."""
     if skipped := why_no_a100_compiler():
         return Trace(case.id, None, (), skipped)
     arrays = load_arrays(run / "inputs" / f"{case.inputs}.safetensors")
@@ -100,7 +100,7 @@ def trace_case(case: Case, run: Path) -> Trace:
 
 
 def coordinates(mesh: Mesh, rank: int) -> dict[str, int]:
-    """Where on the mesh the device of this rank is."""
+    """The mesh coordinates of this rank's device."""
     where = np.unravel_index(rank, mesh.devices.shape)
     return dict(zip(mesh.axis_names, map(int, where), strict=True))
 
@@ -141,7 +141,7 @@ def do(asked: Asked, run: Path, rank: int, device: str, is_alone: bool) -> Trace
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What the launcher wants."""
+    """The launcher's command line."""
     parser = argparse.ArgumentParser(prog="jax_tp.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("orders", type=Path)
@@ -153,14 +153,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Join the group, do what is asked, leave."""
+    """Join the group, run the orders, leave."""
     arguments = parse_arguments()
     run, device, is_alone = arguments.run, arguments.device, arguments.role == "trace"
     watch_launcher()
     jax.config.update("jax_enable_x64", True)
     set_precision()
     if arguments.quick:
-        os.environ["XLA_FLAGS"] = f"{QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # the user's win
+        os.environ["XLA_FLAGS"] = f"{QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # the user's flags win
     if is_alone:
         jax.config.update("jax_platforms", "cpu")
     rank = 0 if is_alone else join(device, arguments.local_devices)[0]

@@ -1,7 +1,7 @@
-"""A whole step of training traced for GPUs that are not there: what one of them sends, computes and holds.
+"""A whole training step traced for GPUs that need not exist: what one of them sends, computes and holds.
 
 The step is that of train.py: forward, backward, clipping, AdamW. The model is the one that the cases run, in the same
-plan and style, on a process group that is not there and tensors that have no values.
+plan and style, on a fake process group and tensors without data (`mesh.fake_group`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch_tp.optimizer import Recipe, make_optimizer
 from torch_tp.tasks import place_batch
 from torch_tp.train import Batch, train_step, training_loss
 
-# What is sent, computed and held depends on none of these numbers.
+# What is sent, computed and held does not depend on these numbers.
 RECIPE = Recipe(100, 1, 3e-4, 3e-5, 10, 0.9, 0.95, 1e-8, 0.1, 1.0)
 
 NOTES = (
@@ -69,9 +69,9 @@ def trace_step(order: StepOrder) -> StepTrace:
 
 @dataclass(frozen=True)
 class Chunks:
-    """The equal chunks of a tensor along a dim, each made when it is asked for.
+    """The equal chunks of a tensor along a dim, each created on access.
 
-    `fully_shard` makes one for every device to take its own: on a thousand devices most of the time of a trace.
+    `fully_shard` creates one per device and uses one; with a thousand devices that would dominate the time of a trace.
     """
 
     tensor: torch.Tensor
@@ -97,7 +97,7 @@ def layer_of(request: StepRequest, is_mean: bool) -> tuple[ModuleType | hybrid.H
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Let every block keep its input only, and run forward again in the backward pass."""
+    """Save only the input of each block, and recompute its forward pass in the backward pass."""
     for block in getattr(module, "inner", module).blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
@@ -128,9 +128,9 @@ def run(module: nn.Module, mesh: DeviceMesh, batch: Batch, has_optimizer: bool) 
 
 
 def make_moments(optimizer: AdamW) -> None:
-    """Update once by gradients of zero: AdamW makes its moments in the first step, and what is traced is a later one.
+    """Update once with zero gradients: AdamW creates its moments in the first step, and a later one is to be traced.
 
-    Fused, since its other forms read the number of the step, which has no value here.
+    Fused, since the other implementations read the step count, which has no value here.
     """
     for group in optimizer.param_groups:
         group["fused"] = True
@@ -151,7 +151,7 @@ def states_of(optimizer: AdamW) -> list[torch.Tensor]:
 
 
 def collectives_of(record: RecordFootprint) -> tuple[TracedCollective, ...]:
-    """The calls in the order of the first of each kind, with how many there are."""
+    """Equal calls merged and counted, in order of their first occurrence."""
     counts: dict[TracedCollective, int] = {}
     for call in record.calls:
         traced = TracedCollective(**asdict(call))

@@ -1,4 +1,4 @@
-"""Cases or questions in, results or answers out: `python -m torch_tp.worker RUN ORDERS`, one process a device.
+"""Cases or questions in, results or answers out: `python -m torch_tp.worker RUN ORDERS`, one process per device.
 
 RUN is the directory of the run, ORDERS a file with the ids of what to do. What comes out is in `parity.contract` and
 `parity.question_contract`. With `--role trace` a single process answers for devices that are not there.
@@ -28,7 +28,7 @@ from torch_tp.tasks import TASKS
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What the numbers depend on: versions, precision flags, threads, device."""
+    """Everything that the results may depend on: versions, precision flags, threads, device."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -42,12 +42,12 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def device_name(device: str) -> str:
-    """What the devices call themselves."""
+    """The model name of the device."""
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def run_case(case: Case, run: Path, rank: int, device: str) -> Result:
-    """Do the case's task on the devices of the mesh, write the shards of this rank."""
+    """Run the case's task on the mesh and write this rank's shards."""
     mesh = make_mesh(case.mesh, device)
     arrays = load_arrays(run / "inputs" / f"{case.inputs}.safetensors")
     done = TASKS[case.task](case, mesh, arrays, device)
@@ -88,7 +88,7 @@ def do(asked: Asked, run: Path, rank: int, device: str) -> list[Record]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What the launcher wants."""
+    """The launcher's command line."""
     parser = argparse.ArgumentParser(prog="torch_tp.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("orders", type=Path)
@@ -98,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Join the group, do what is asked, leave."""
+    """Join the group, run the orders, leave."""
     arguments = parse_arguments()
     run, device, is_alone = arguments.run, arguments.device, arguments.role == "trace"
     watch_launcher()

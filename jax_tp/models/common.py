@@ -1,4 +1,4 @@
-"""What all models have: inputs to check, a row of blocks, and tokens that are shared out under sequence parallelism."""
+"""What the models share: checks of inputs, the stack of blocks, and slicing tokens for sequence parallelism."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jax_tp.state import in_row
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any) -> None:
-    """Refuse ids and labels outside the vocabulary and a step that is not of 32 bits (ValueError), on the host."""
+    """Raises ValueError for ids or labels outside the vocabulary or a step that exceeds 32 bits; runs on the host."""
     embedding.check_inputs(inputs, num_ids)
     cross_entropy.check_inputs(inputs, num_ids)
     if "step" in inputs:
@@ -29,7 +29,7 @@ def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any)
 
 
 def blocks_of(state: State, options: Mapping[str, Any]) -> dict[str, str]:
-    """The shapes of the parameters of all blocks, by name: state.py."""
+    """The shapes of the parameters of all blocks by name, in the notation of state.py."""
     first = next((key.split(".")[1] for key in state if key.startswith("blocks.")), "0")
     shapes = block.shapes_of(child(state, f"blocks.{first}"), options["norm_kind"], options["activation"])
     return in_row("blocks", shapes, state)
@@ -43,10 +43,10 @@ def build_blocks(
     state: State,
     options: Mapping[str, Any],
 ) -> nnx.List:
-    """The blocks "0", "1", ... of the state, as many as it has, built by the layer with these options.
+    """The blocks "0", "1", ... of the state, built by the layer with these options.
 
-    A state of "all" has every parameter of every block, stacked along a leading dim L: then one loop runs them all.
-    Raises ValueError for dropout in it.
+    A block "all" has the parameters of all blocks, stacked along a leading dim L, and is run as one loop.
+    Raises ValueError for such a loop with dropout.
     """
     if stacked := child(state, "all"):
         if options.get("drop_rate"):
@@ -61,13 +61,13 @@ def build_blocks(
 
 
 def build_dropout(mesh: Mesh, style: str, plan: Plan, state: State, options: Mapping[str, Any]) -> nnx.Module:
-    """The dropout of what enters the blocks of this state. Its number is the next after those of the L blocks: 3 L."""
+    """The dropout on the input of the blocks of this state. Its number, 3 L, follows those of the L blocks."""
     number = 3 * len({name.partition(".")[0] for name in state})
     return dropout.build(mesh, style, plan, {}, options.get("drop_rate", 0.0), options.get("seed", 0), number)
 
 
 def of_one_block(array: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray | jax.ShapeDtypeStruct:
-    """The first of what is stacked: [L, ...] -> [...]."""
+    """The first slice of a stacked parameter: [L, ...] -> [...]."""
     if isinstance(array, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
     return array[0]
@@ -76,8 +76,8 @@ def of_one_block(array: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray | jax.S
 class Loop(nnx.Module):
     """h_i+1 = block_i(h_i), i = 0 .. L-1, by `lax.scan` over stacked parameters: XLA compiles one block, not L.
 
-    stacked: by its canonical name each parameter of `block`, [L, ...]; L is cut over no axis, the rest as the block's.
-    The same as L blocks in a row, but for what a compiler would do across them.
+    stacked: each parameter of `block` by canonical name, [L, ...]; L is not sharded, the other dims as in the block.
+    Equivalent to L blocks in a row, except that the compiler cannot optimise across them.
     """
 
     def __init__(self, mesh: Mesh, block: nnx.Module, stacked: State) -> None:
@@ -89,8 +89,8 @@ class Loop(nnx.Module):
         nnx.update(block, nnx.from_flat_state(params))
         self.block = block
         self.gather: Callable[[nnx.State], nnx.State] = unchanged  # hybrid.py: makes a block's parameters whole
-        self.policy: Callable[..., bool] | None = None  # of `jax.checkpoint`: what is kept for backward
-        self.keeps_inputs_only = False  # in place of a policy, which one around the loop would overrule
+        self.policy: Callable[..., bool] | None = None  # of `jax.checkpoint`: what is saved for the backward pass
+        self.keeps_inputs_only = False  # instead of a policy, which an outer policy would override
 
     def __call__(self, h_BSD: jax.Array, step: jax.Array | None = None) -> jax.Array:  # no dropout: `build_blocks`
         graph, stacked = nnx.split(self.block)
@@ -101,24 +101,24 @@ class Loop(nnx.Module):
         if self.keeps_inputs_only:
             run = recomputed(run)
         elif self.policy is not None:
-            run = jax.checkpoint(run, policy=self.policy, prevent_cse=False)  # the loop is barrier enough
+            run = jax.checkpoint(run, policy=self.policy, prevent_cse=False)  # the loop itself is a barrier
         return lax.scan(lambda h_BSD, params: (run(h_BSD, params), None), h_BSD, stacked)[0]
 
 
 def recomputed(run: Callable[[jax.Array, nnx.State], jax.Array]) -> Callable[[jax.Array, nnx.State], jax.Array]:
-    """The same function, of which backward keeps the arguments only, and runs it again."""
+    """The same function, recomputed in the backward pass, for which only its arguments are saved."""
     again = jax.custom_vjp(run)
     again.defvjp(lambda *kept: (run(*kept), kept), lambda kept, grad: jax.vjp(run, *kept)[1](grad))
     return again
 
 
 def unchanged(params: nnx.State) -> nnx.State:
-    """The parameters are whole as they are."""
+    """For parameters that need no gathering."""
     return params
 
 
 def own_tokens(x: jax.Array, dim: int, style: str) -> jax.Array:
-    """The own part along `dim`, the tokens, of what is whole; backward an all-gather of the gradient (payload: x)."""
+    """This device's slice of a replicated x along `dim`, the tokens; backward an all-gather (payload: x)."""
     whole = P(*(None for _ in x.shape))
     own = P(*("tp" if i == dim else None for i in range(x.ndim)))
     if style == "manual":

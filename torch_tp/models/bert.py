@@ -14,8 +14,8 @@
     logits_BSV per device       [B, S, V/tp]     never gathered
     y                           []
 
-Dropout, where there is a `step`, is of h as it enters the first block, after the norm, and in each block as in GPT, by
-the same numbers (gpt.py). It sends nothing.
+Dropout, active when a `step` is given, acts on the input of the first block, after the norm, and in each block as in
+GPT, with the same numbers (gpt.py). Nothing is sent.
 
                 megatron                              sequence_parallel
     forward     1 + 2 L all-reduces of B*S*D,         1 + 2 L reduce-scatters and all-gathers of B*S*D,
@@ -23,10 +23,9 @@ the same numbers (gpt.py). It sends nothing.
     backward    1 + 2 L all-reduces of B*S*D          1 + 2 L all-gathers and reduce-scatters of B*S*D,
                                                       an all-gather of S*D, 5 + 6 L all-reduces of D, one of D*D
 
-The same as of GPT. The product with w_head is done by every device for all tokens: it would be two more all-reduces to
-share it. Under sequence parallelism each does it for its own tokens, and the gradients of w_head and b_head are
-all-reduced, as those of the head's norm are. Inputs are one segment: BERT's vector of the first segment is part of the
-positions here.
+As for GPT. Every device computes the product with w_head for all tokens, since sharding it would take two more
+all-reduces. Under sequence parallelism each device does so for its own tokens, and the gradients of w_head, b_head and
+the head's norm are all-reduced. Inputs have one segment: BERT's vector of the first segment is part of the positions.
 
 Sources: Devlin et al., https://arxiv.org/abs/1810.04805; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
 sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -82,7 +81,7 @@ PLANS = {
 
 
 class Dense(nn.Module):
-    """A linear of whole features by whole parameters, on every device, for all tokens or for its own."""
+    """A linear with replicated parameters, for all tokens or for this device's."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
@@ -91,13 +90,13 @@ class Dense(nn.Module):
         self.bias = nn.Parameter(place(state["b"], mesh, plan.params["bias"]))
 
     def forward(self, h_BSD: DTensor) -> DTensor:
-        # Sends nothing; but backward this is where a gradient that is a sum over tokens becomes whole.
+        # A no-op in the forward pass; in the backward pass it all-reduces gradients that are sums over tokens.
         w, b = (param.redistribute(placements=[Replicate()]) for param in (self.weight, self.bias))
         return linear(h_BSD, w, b)
 
 
 class ManualDense(Dense):
-    """Per-device code: f on the parameters, if each device has tokens of its own."""
+    """Per-device code: f on the parameters if the tokens are sharded."""
 
     def forward(self, h_BSD: DTensor) -> DTensor:
         per_device = local_map(
@@ -118,7 +117,7 @@ DENSE = {"auto": Dense, "typed": Dense, "manual": ManualDense}
 
 
 class VocabBias(nn.Module):
-    """A number for each logit, sharded as they are: each device adds its own, in all styles."""
+    """A bias for the logits, sharded as they are, so that adding it sends nothing in any style."""
 
     def __init__(self, mesh: DeviceMesh, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
@@ -129,7 +128,7 @@ class VocabBias(nn.Module):
 
 
 class Bert(nn.Module):
-    """The layers in the given style; what lies between them has the layout of the blocks."""
+    """The layers in the given style; what lies between them has the blocks' layout."""
 
     def __init__(
         self,
@@ -177,7 +176,7 @@ def build(
     """The model in one of the three styles; `state`: those of tied, positions, norm, blocks.0 .. blocks.{L-1},
     head, head_norm, vocab.
 
-    num_ids: rows of the table, and logits, that are ids; the rest is padding. options: those of `block.build`.
+    num_ids: number of rows of the table and logits that are ids; the rest is padding. options: those of `block.build`.
     Raises ValueError as the layers' `build` do.
     """
     check_plan(plan, PLANS)

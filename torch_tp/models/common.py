@@ -1,4 +1,4 @@
-"""What all models have: inputs to check, a row of blocks, and tokens that are shared out under sequence parallelism."""
+"""What the models share: checks of inputs, the stack of blocks, and slicing tokens for sequence parallelism."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch_tp.state import in_row
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any) -> None:
-    """Refuse ids and labels outside the vocabulary and a step that is not of 32 bits (ValueError), on the host."""
+    """Raises ValueError for ids or labels outside the vocabulary or a step that exceeds 32 bits; runs on the host."""
     embedding.check_inputs(inputs, num_ids)
     cross_entropy.check_inputs(inputs, num_ids)
     if "step" in inputs:
@@ -27,7 +27,7 @@ def check_inputs(inputs: Mapping[str, np.ndarray], num_ids: int, **options: Any)
 
 
 def blocks_of(state: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, str]:
-    """The shapes of the parameters of all blocks, by name: state.py."""
+    """The shapes of the parameters of all blocks by name, in the notation of state.py."""
     first = next((key.split(".")[1] for key in state if key.startswith("blocks.")), "0")
     shapes = block.shapes_of(child(state, f"blocks.{first}"), options["norm_kind"], options["activation"])
     return in_row("blocks", shapes, state)
@@ -41,7 +41,7 @@ def build_blocks(
     state: Mapping[str, np.ndarray],
     options: Mapping[str, Any],
 ) -> nn.ModuleList:
-    """The blocks "0", "1", ... of the state, as many as it has, built by the layer with these options."""
+    """The blocks "0", "1", ... of the state, built by the layer with these options."""
     names = sorted({name.partition(".")[0] for name in state}, key=int)
     blocks = (layer.build(mesh, style, plan, child(state, name), **options, number=int(name)) for name in names)
     return nn.ModuleList(blocks)
@@ -50,13 +50,13 @@ def build_blocks(
 def build_dropout(
     mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], options: Mapping[str, Any]
 ) -> nn.Module:
-    """The dropout of what enters the blocks of this state. Its number is the next after those of the L blocks: 3 L."""
+    """The dropout on the input of the blocks of this state. Its number, 3 L, follows those of the L blocks."""
     number = 3 * len({name.partition(".")[0] for name in state})
     return dropout.build(mesh, style, plan, {}, options.get("drop_rate", 0.0), options.get("seed", 0), number)
 
 
 def own_tokens(x: DTensor, dim: int, style: str) -> DTensor:
-    """The own part along `dim`, the tokens, of what is whole; backward an all-gather of the gradient (payload: x)."""
+    """This device's slice of a replicated x along `dim`, the tokens; backward an all-gather (payload: x)."""
     if style == "manual":
         axis = x.device_mesh
         split = local_map(

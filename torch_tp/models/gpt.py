@@ -8,14 +8,14 @@
 
     x_BS, labels_BS per device  [B, S]           ids, int64: no gradient
     table_VD per device         [V/tp, D]        one parameter of two layers: tied.py
-    positions_CD per device     [C, D]           replicated; rows from S on get the gradient 0
+    positions_CD per device     [C, D]           replicated; rows from S on have gradient 0
     h_BSD per device            [B, S, D]        under sequence_parallel [B, S/tp, D]
     logits_BSV per device       [B, S, V/tp]     never gathered
     y                           []
 
-Dropout, where there is a `step`, is that of GPT-2: of h as it enters the first block, and in each block of the
-probabilities of attention and of what either sublayer gives. Each of the 3 L + 1 layers draws by a number of its own:
-block i, from 0, by 3 i to 3 i + 2, and what enters the first one by 3 L. It sends nothing.
+Dropout, active when a `step` is given, is that of GPT-2: on the input of the first block and, in each block, on the
+attention probabilities and on the output of either sublayer. Each of these 3 L + 1 dropout layers has its own number in
+its key: block i, from 0, has 3 i to 3 i + 2, and the input of the first block has 3 L. Nothing is sent.
 
                 megatron                              sequence_parallel
     forward     1 + 2 L all-reduces of B*S*D,         1 + 2 L reduce-scatters and all-gathers of B*S*D,
@@ -23,12 +23,12 @@ block i, from 0, by 3 i to 3 i + 2, and what enters the first one by 3 L. It sen
     backward    1 + 2 L all-reduces of B*S*D          1 + 2 L all-gathers and reduce-scatters of B*S*D,
                                                       an all-gather of S*D, 2 + 6 L all-reduces of D
 
-That is all of the model: forward the embedding, two a block, and the sums of the cross entropy; backward two a block
-and dh of the head. A step of training adds nothing: the gradient of no parameter is a sum over devices.
+Forward: the embedding, two per block, and the sums of the cross entropy. Backward: two per block, and dh of the head.
+Parameter gradients need no collective.
 
-Under sequence parallelism each of these all-reduces is a reduce-scatter and an all-gather, with the layers on own
-tokens between the two. The gradients of the norms, and of the biases after row-parallel products, are sums over the
-tokens of all devices then. Of the positions each device has the gradient of its own rows: they are gathered.
+Under sequence parallelism each all-reduce becomes a reduce-scatter and an all-gather, with the norms and residuals on
+each device's tokens between the two. The gradients of the norms and of the biases after row-parallel products are then
+sums over all devices' tokens. Each device has the gradient of its rows of the positions; these are gathered.
 
 Sources: Radford et al. 2019, "Language models are unsupervised multitask learners"; Megatron-LM,
 https://arxiv.org/abs/1909.08053, section 3; sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -73,7 +73,7 @@ PLANS = {
 
 
 class Positions(nn.Module):
-    """A vector for each place in the sequence, on every device, which adds those of its own tokens."""
+    """A learned vector per position, replicated; each device adds those of its tokens."""
 
     def __init__(self, mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray]) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Positions(nn.Module):
 
 
 class Gpt(nn.Module):
-    """The layers in the given style; what lies between them has the layout of the blocks."""
+    """The layers in the given style; what lies between them has the blocks' layout."""
 
     layers: ClassVar[Mapping[str, Any]] = {
         "tied": tied,
@@ -112,7 +112,7 @@ class Gpt(nn.Module):
         plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.tied = layers["tied"].build(mesh, style, plans["tied"], child(state, "tied"), num_ids)
         self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
-        if "dropout" in plans:  # on a grid there is none
+        if "dropout" in plans:  # not on a grid
             self.drop = build_dropout(mesh, style, plans["dropout"], child(state, "blocks"), options)
         self.blocks = build_blocks(layers["block"], mesh, style, plans["block"], child(state, "blocks"), options)
         self.norm = layers["norm"].build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
@@ -139,7 +139,7 @@ def build(
 ) -> nn.Module:
     """The model in one of the three styles; `state`: those of tied, positions, blocks.0 .. blocks.{L-1}, and norm.
 
-    num_ids: rows of the table, and logits, that are ids; the rest is padding. options: those of `block.build`.
+    num_ids: number of rows of the table and logits that are ids; the rest is padding. options: those of `block.build`.
     Raises ValueError as the layers' `build` do.
     """
     check_plan(plan, PLANS)

@@ -19,10 +19,10 @@
     backward    1 + 2 L all-reduces of B*S*D          1 + 2 L all-gathers and reduce-scatters of B*S*D,
                                                       1 + 2 L all-reduces of D
 
-The same as of GPT: forward the embedding, two a block, and the sums of the cross entropy; backward two a block and dh
-of the head. Under sequence parallelism each of these all-reduces is a reduce-scatter and an all-gather, apart, with the
-layers on own tokens between them; and the gradients of the norms' scales are sums over the tokens of all devices.
-Head and table are two parameters here; Llama 3.2 at 1B and 3B ties them, which gpt.py shows.
+As for GPT. Forward: the embedding, two per block, and the sums of the cross entropy. Backward: two per block, and dh of
+the head. Under sequence parallelism each all-reduce becomes a reduce-scatter and an all-gather, with the norms and
+residuals on each device's tokens between the two; the gradients of the norms' scales are sums over all devices' tokens.
+Head and table are separate parameters here; Llama 3.2 1B and 3B tie them, as gpt.py does.
 
 Sources: Touvron et al., https://arxiv.org/abs/2302.13971; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3;
 sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -66,7 +66,7 @@ PLANS = {
 
 
 class Llama(nn.Module):
-    """The layers in the given style; what lies between them has the layout of the blocks."""
+    """The layers in the given style; what lies between them has the blocks' layout."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Llama(nn.Module):
         h_BSD = self.embed(x_BS)
         for layer in self.blocks:
             h_BSD = layer(h_BSD)
-        # Sends nothing; but backward this is where the sum of the partial gradients of a whole h becomes whole.
+        # A no-op for a replicated h; in the backward pass it all-reduces the partial gradients of h.
         h_BSD = self.norm(h_BSD).redistribute(placements=[self.block_layout])
         return self.loss(self.head(h_BSD), labels_BS)
 
@@ -106,7 +106,7 @@ def build(
 ) -> nn.Module:
     """The model in one of the three styles; `state`: those of embed, blocks.0 .. blocks.{L-1}, norm, head.
 
-    num_ids: rows of the table, and logits, that are ids; the rest is padding. options: those of `block.build`.
+    num_ids: number of rows of the table and logits that are ids; the rest is padding. options: those of `block.build`.
     Raises ValueError as the layers' `build` do.
     """
     check_plan(plan, PLANS)

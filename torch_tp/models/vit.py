@@ -1,4 +1,4 @@
-"""ViT on a gridded field: patches as tokens, L blocks, norm, and a head that predicts a field, or a class.
+"""ViT on a gridded field: patches as tokens, L blocks, norm, and a head that predicts a field or a class.
 
     B batch   C channels   I latitudes   J longitudes   P side of a patch   T = I/P * J/P tokens   F = C*P*P
     D features   L blocks   V classes, padded   tp devices on the axis "tp"
@@ -16,18 +16,18 @@
     head's output per device    [B, T, F/tp] or [B, 1, V/tp]      the field and the logits are never gathered
     y                           []
 
-Dropout, where there is a `step`, is of h as it enters the first block and in each block as in GPT, by the same numbers
-(gpt.py). That is where `transformers` has it; the paper has none of the probabilities, but of the MLP's features too.
+Dropout, active when a `step` is given, acts on the input of the first block and in each block as in GPT, with the same
+numbers (gpt.py). `transformers` does the same; the paper omits the probabilities and adds the MLP's hidden features.
 
                                 field                               classes
     forward                     2 L all-reduces of B*T*D,           2 L all-reduces of B*T*D,
                                 1 of a scalar                       3 of B
     backward                    2 L + 1 all-reduces of B*T*D        2 L all-reduces of B*T*D, 1 of B*D
 
-Forward and backward two a block; the loss; and dh of the head. The gradient of no parameter is a sum over devices.
+Two per block in either pass, those of the loss, and dh of the head. Parameter gradients need no collective.
 
-Under sequence parallelism (`field_sequence_parallel`, `classes_sequence_parallel`) h is [B, T/tp, D]: each device takes
-its own patches, and every all-reduce of B*T*D above is a reduce-scatter and an all-gather.
+Under sequence parallelism (`field_sequence_parallel`, `classes_sequence_parallel`) h is [B, T/tp, D]: each device has
+its own patches, and every all-reduce of B*T*D above becomes a reduce-scatter and an all-gather.
 
                                 field                               classes
     forward                     2 L reduce-scatters of B*T*D,       2 L reduce-scatters and all-gathers of B*T*D,
@@ -36,7 +36,7 @@ its own patches, and every all-reduce of B*T*D above is a reduce-scatter and an 
     backward                    2 L all-gathers of B*T*D,           2 L all-gathers and reduce-scatters of B*T*D,
                                 2 L + 1 reduce-scatters             1 all-reduce of B*D
     backward, both              all-gathers of T*D (positions) and of B*T*F (dx); all-reduces of F*D and D (embedding),
-                                2 of D (last norm) and 6 of D a block
+                                2 of D (last norm) and 6 of D per block
 
 Sources: Dosovitskiy et al., https://arxiv.org/abs/2010.11929 (mean pooling: appendix D.3); Megatron-LM,
 https://arxiv.org/abs/1909.08053, section 3; sequence parallelism, https://arxiv.org/abs/2205.05198, section 4.2.2.
@@ -65,7 +65,7 @@ from torch_tp.state import check_plan, check_state, under
 
 
 def layers_of(plan: str) -> dict[str, Plan]:
-    """The plans of the layers, the blocks in this one."""
+    """The plans of the layers, given that of the blocks."""
     return {
         "embed": bert.PLANS[plan].children["dense"],
         "positions": gpt.PLANS[plan].children["positions"],
@@ -98,7 +98,7 @@ PLANS = {
         inputs={"labels": Replicate(), **dropout.STEP},
         children={
             **layers_of(plan),
-            "head": linear.PLANS["column_parallel"],  # of the mean, which is whole
+            "head": linear.PLANS["column_parallel"],  # on the mean over tokens, which is replicated
             "loss": cross_entropy.PLANS["vocab_parallel"],
         },
     )
@@ -107,7 +107,7 @@ PLANS = {
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], patch: int, num_classes: int | None = None, **options: Any) -> None:
-    """Refuse a grid that the patches do not tile, truth, labels or step that do not fit (ValueError)."""
+    """Raises ValueError for a grid that the patches do not tile, or a truth, labels or step that do not fit."""
     x = inputs["x"]
     if x.ndim != 4:
         raise ValueError(f"x of shape {list(x.shape)}: expected [B, C, I, J], a batch of fields")
@@ -121,7 +121,7 @@ def check_inputs(inputs: Mapping[str, np.ndarray], patch: int, num_classes: int 
 
 
 class Vit(nn.Module):
-    """The layers in the given style up to the last norm; what lies between them has the layout of the blocks."""
+    """The layers in the given style up to the last norm; what lies between them has the blocks' layout."""
 
     layers: ClassVar[Mapping[str, Any]] = {
         "embed": bert.DENSE,
@@ -147,7 +147,7 @@ class Vit(nn.Module):
         plans, layers, normalisation = plan.children, self.layers, {"kind": options["norm_kind"], "eps": options["eps"]}
         self.embed = layers["embed"][style](mesh, plans["embed"], child(state, "embed"))
         self.positions = layers["positions"](mesh, style, plans["positions"], child(state, "positions"))
-        if "dropout" in plans:  # on a grid there is none
+        if "dropout" in plans:  # not on a grid
             self.drop = build_dropout(mesh, style, plans["dropout"], child(state, "blocks"), options)
         self.blocks = build_blocks(layers["block"], mesh, style, plans["block"], child(state, "blocks"), options)
         self.norm = layers["norm"].build(mesh, style, plans["norm"], child(state, "norm"), **normalisation)
@@ -155,7 +155,7 @@ class Vit(nn.Module):
         self.loss = loss
 
     def features(self, x_BCIJ: DTensor, step: DTensor | None) -> DTensor:
-        """norm(h_BTD). Raises ValueError for a grid that has not as many patches as there are positions."""
+        """norm(h_BTD). Raises ValueError if the numbers of patches and positions differ."""
         patches_BTF, size = cut_patches(x_BCIJ, self.patch), self.positions.weight.shape[0]
         if patches_BTF.shape[1] != size:
             raise ValueError(f"a grid of {patches_BTF.shape[1]} patches, but the model has {size} positions")
@@ -171,16 +171,16 @@ class Vit(nn.Module):
 
 
 class FieldVit(Vit):
-    """Every token's features give its patch of the field."""
+    """Predicts each patch of the field from the features of its token."""
 
     def forward(self, x_BCIJ: DTensor, truth_BCIJ: DTensor, step: DTensor | None = None) -> DTensor:
-        # Sends nothing; but backward this is where the sum of the partial gradients of a whole h becomes whole.
+        # A no-op for a replicated h; in the backward pass it all-reduces the partial gradients of h.
         h_BTD = self.features(x_BCIJ, step).redistribute(placements=self.layout)
         return self.loss(self.head(h_BTD), truth_BCIJ)
 
 
 class ClassVit(Vit):
-    """The mean of all tokens' features gives the class: a sequence of one token."""
+    """Predicts the class from the mean of all tokens' features, as a sequence of one token."""
 
     def forward(self, x_BCIJ: DTensor, labels_B: DTensor, step: DTensor | None = None) -> DTensor:
         h_BTD = self.features(x_BCIJ, step)
@@ -191,7 +191,7 @@ class ClassVit(Vit):
         return self.loss(self.head(h_B1D), labels_B[:, None])
 
     def mean_of_all(self, h_BTD: DTensor) -> DTensor:
-        """The mean of the tokens of all devices, [B, 1, D]."""
+        """The mean over the tokens of all devices, [B, 1, D]."""
         if self.style == "manual":
             mean = local_map(
                 self.body,
@@ -202,7 +202,7 @@ class ClassVit(Vit):
             h_B1D = mean(h_BTD)
         else:
             h_B1D = h_BTD.sum(1, keepdim=True).redistribute(placements=[Replicate()]) / h_BTD.shape[1]
-        # Sends nothing; but backward this is where the sum of the partial gradients becomes whole, of one token.
+        # A no-op in the forward pass; in the backward pass it all-reduces the partial gradients of the one token.
         return h_B1D.redistribute(placements=[Replicate()])
 
     def body(self, h: torch.Tensor) -> torch.Tensor:
