@@ -64,7 +64,7 @@ def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 NOT_COLLECTIVES = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}
 PACKAGE = Path(__file__).parent
-HERE = ("trace.py", "footprint.py")
+HERE = ("trace.py", "footprint.py", "questions.py", "worker.py")  # who records and who asks
 HELPERS = ("collectives.py", "train.py", "tasks.py", "steps.py")  # their callers are more informative
 
 

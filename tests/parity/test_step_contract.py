@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from parity.step_contract import Memory, Operation, StepRequest, StepTrace, TracedCollective
 
 PRODUCT = Operation("forward", "matmul", 8, 16, 4, 2, "bfloat16", 2048, 100, 3, "mm")
@@ -32,3 +34,12 @@ def test_request_survives_json_with_its_axes_in_order():
     assert again == request
     assert list(again.mesh) == ["fsdp", "tp"]
     assert again.num_devices == 256
+
+
+def test_a_record_with_a_field_too_many_or_too_few_is_refused():
+    data = PRODUCT.to_json()
+    assert data["pass"] == "forward"
+    with pytest.raises(KeyError, match="pass_"):
+        Operation.from_json({**data, "pass_": "forward"})
+    with pytest.raises(TypeError, match="kind"):
+        Operation.from_json({key: value for key, value in data.items() if key != "kind"})
