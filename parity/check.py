@@ -22,7 +22,7 @@ Verdict = Literal["pass", "fail", "skip", "error"]
 
 @dataclass
 class Finding:
-    """What one check says: a verdict and, if it is not a plain pass, the reasons in one line each."""
+    """The outcome of one check: a verdict and, unless it is a plain pass, the reasons, one line each."""
 
     verdict: Verdict = "pass"
     reasons: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Finding:
         self.reasons.append(reason)
 
     def skip(self, reason: str) -> None:
-        """Record that something could not be judged."""
+        """Record that the case could not be judged, and why."""
         self.verdict = "skip" if self.verdict == "pass" else self.verdict
         self.reasons.append(reason)
 
@@ -42,7 +42,7 @@ SCALARS = ("loss", "norm")
 
 
 def base_name(tensor: str) -> str:
-    """The tensor whose layout this one has: that of a gradient or moment is that of what it belongs to.
+    """The tensor whose layout this one must have: a gradient or moment is laid out like its parameter or input.
 
     "up.w.grad" and, after a step of training, "step3.up.w.m" -> "up.w".
     """
@@ -53,13 +53,13 @@ def base_name(tensor: str) -> str:
 
 
 def layout_of(family: Family, tensor: str) -> str:
-    """The layout that the case expects of a tensor, in the notation of the case data."""
+    """The expected layout of a tensor, in the notation of the case data."""
     name = base_name(tensor)
     return "" if name in SCALARS else family.tensors[name]
 
 
 def check_layouts(case: Case, family: Family, results: Sequence[Result], tensors: Iterable[str]) -> Finding:
-    """Every device holds exactly the part of every tensor that the plan gives it; an accidental replica fails."""
+    """Check that every device holds exactly its part of every tensor under the plan; an accidental replica fails."""
     finding = Finding()
     for name in tensors:
         layout = layout_of(family, name)
@@ -91,10 +91,10 @@ def _ranges(index: tuple[tuple[int, int], ...]) -> str:
 
 
 def assemble(shards: Sequence[tuple[Shard, np.ndarray]]) -> tuple[np.ndarray, str]:
-    """The whole tensor from the parts of all ranks, and what is wrong with them ("" if nothing).
+    """The global tensor assembled from all ranks' parts, and what is wrong with them ("" if nothing).
 
-    Where several ranks hold the same element they must hold the same bits: replicas that drift apart are a fault even
-    if each is within its bound. Elements that nobody holds are NaN.
+    Ranks that hold the same element must hold the same bits: replicas that drift apart are a fault even if each is
+    within its bound. Elements that no rank holds are NaN.
     """
     first = shards[0][0]
     whole = np.full(first.global_shape, np.nan, dtype=np.float64)
@@ -123,9 +123,9 @@ def check_collectives(
 ) -> tuple[Finding, list[str]]:
     """Bytes by (pass, axis, dtype, kind) equal the closed formula, no more and no less; and the rewrites found.
 
-    A compiler may merge a forward collective with a backward one: there the sums over both passes are compared, and
-    inside one pass it may put equivalents in place of what the plan says. What is dispatched or declared may not.
-    wider: the same collectives, with those in float32 that a compiler may reduce before it rounds them to bfloat16.
+    A compiler may merge a forward collective with a backward one, so sums over both passes are compared, and within a
+    pass it may use equivalent collectives. Dispatched or declared collectives must match exactly.
+    wider: the same collectives, with those in float32 that a compiler may reduce before rounding to bfloat16.
     """
     finding = Finding()
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""A sharded checkpoint as files: safetensors, one file a rank, and an index that says where each shard lies.
+"""The files of a sharded checkpoint: safetensors, one file per rank, and an index of where each shard lies.
 
     DIR/index.json                    version; for each tensor shape, dtype, shards (file, key, index ranges, checksums)
     DIR/shard-00000.safetensors       the shards of rank 0: under the tensor's name if it is whole, else "NAME[0:8,4:8]"
@@ -7,7 +7,7 @@ Names and layouts are canonical (`blocks.0.attention.q.w` is [in, out]), so eith
 A directory appears complete or not at all. A reader reads only the rows (of dim 0) that it needs, in groups of about
 GROUP_BYTES, each of which has its checksum: what is read is checked, and what is not needed is not read.
 
-Workers import this module beside `parity.contract`: both frameworks would have to write the same lines.
+Workers import this module beside `parity.contract`, as the format is the same for both frameworks.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def unfinished(directory: Path) -> Path:
 
 
 def begin(directory: Path) -> None:
-    """One rank, before the others write. Raises CheckpointError if there is something at `directory` already."""
+    """Called by one rank, before the others write. Raises CheckpointError if `directory` exists."""
     if directory.exists():
         raise CheckpointError(f"{directory} exists already: a checkpoint is never overwritten; give another directory")
     shutil.rmtree(unfinished(directory), ignore_errors=True)  # what a crash left
@@ -79,7 +79,7 @@ def begin(directory: Path) -> None:
 
 
 def write_rank(directory: Path, rank: int, shards: Sequence[tuple[str, Shard, np.ndarray]]) -> None:
-    """Every rank, its shards by the tensor's name; of replicas, one rank writes."""
+    """Called by every rank with its shards by tensor name; replicas are written by one rank."""
     part, file = unfinished(directory), f"shard-{rank:05d}.safetensors"
     arrays: dict[str, np.ndarray] = {}
     records = []
@@ -96,7 +96,7 @@ def write_rank(directory: Path, rank: int, shards: Sequence[tuple[str, Shard, np
 
 
 def finish(directory: Path) -> None:
-    """One rank, after all have written: join what they say into the index, check it, make the directory appear."""
+    """Called by one rank after all have written: merge their entries into the index, check and publish it."""
     part = unfinished(directory)
     tensors: dict[str, dict[str, Any]] = {}
     notes = sorted(part.glob("shard-*.json"))
@@ -152,7 +152,7 @@ def read_index(content: Mapping[str, Any], where: Path) -> dict[str, Tensor]:
 
 
 def check_cover(where: Path, name: str, tensor: Tensor) -> None:
-    """Raise CheckpointError for shards of one tensor that overlap, leave a hole, or lie outside of it."""
+    """Raises CheckpointError if the shards of a tensor overlap, leave a hole, or lie outside of it."""
     for shard in tensor.shards:
         inside = len(shard.index) == len(tensor.shape)
         if not inside or any(not 0 <= a <= b <= n for (a, b), n in zip(shard.index, tensor.shape, strict=True)):
@@ -187,7 +187,7 @@ class Checkpoint:
             check_cover(path, name, tensor)
 
     def check_names(self, wanted: Sequence[str]) -> None:
-        """Raise CheckpointError unless it has exactly these tensors."""
+        """Raises CheckpointError unless it has exactly these tensors."""
         for name in wanted:
             if name not in self.tensors:
                 raise CheckpointError(f"{self.directory}/index.json: there is no tensor {name}")

@@ -1,4 +1,4 @@
-"""The Python interpreters that the frameworks live in: is what a worker imports there, and how it finds the project."""
+"""The frameworks' Python interpreters: whether they have what a worker imports, and how it finds the project."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHECK_LIMIT_S = 60.0  # a cold network file system can take long to start Python
 FRAMEWORK_MODULES = {"torch": ("torch",), "jax": ("jax", "flax")}
 CONTRACT_MODULES = ("numpy", "ml_dtypes", "safetensors")
 
-# find_spec gives a spec without origin for a mere directory, such as an uninstalled package leaves behind.
+# find_spec returns a spec without origin for a bare directory, such as an uninstalled package leaves behind.
 _PROBE = """
 import importlib.util, json, sys
 specs = {name: importlib.util.find_spec(name) for name in sys.argv[1:]}
@@ -26,10 +26,10 @@ class LaunchError(Exception):
 
 
 def find_interpreter(python: str, framework: str) -> str:
-    """The path of `python`, a path or a name on PATH, after a look at what is installed there; imports no framework.
+    """The path of `python`, a path or a name on PATH, after checking what is installed there; imports no framework.
 
-    Raises LaunchError, naming the option and what to install, when it is missing, too old, or has not the framework,
-    the project, or the packages that the contract needs.
+    Raises LaunchError, naming the option and what to install, if it is missing, too old, or lacks the framework, the
+    project, or the packages that the contract needs.
     """
     option = f"--{framework}-python"
     path = shutil.which(python)
@@ -49,10 +49,10 @@ def find_interpreter(python: str, framework: str) -> str:
 
 
 def worker_environment() -> dict[str, str]:
-    """This process's environment, with the project's source tree on PYTHONPATH where it runs from one.
+    """This process's environment, with the project's source tree on PYTHONPATH if it runs from one.
 
-    An installed project is left alone: its parent directory holds all the packages of this interpreter, and they must
-    not hide those of the framework's own.
+    Not for an installed project: its parent directory holds all packages of this interpreter, which must not shadow
+    those of the framework's interpreter.
     """
     environment = dict(os.environ)
     root = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def worker_environment() -> dict[str, str]:
 
 
 def _probe(path: str, framework: str, option: str) -> tuple[tuple[int, int], list[str]]:
-    """Version, and the modules that are missing, the framework's first."""
+    """The version, and the missing modules, the framework's first."""
     modules = (*FRAMEWORK_MODULES[framework], *CONTRACT_MODULES, "parity", f"{framework}_tp")
     try:
         probe = subprocess.run(
@@ -81,7 +81,7 @@ def _probe(path: str, framework: str, option: str) -> tuple[tuple[int, int], lis
 
 
 def _packages_of(missing: list[str], framework: str) -> list[str]:
-    """What to give to pip. All of a framework's packages together, so that their versions fit."""
+    """The arguments for pip: all of a framework's packages together, so that their versions match."""
     if missing[0] in FRAMEWORK_MODULES[framework]:
         return list(FRAMEWORK_MODULES[framework])
     if missing[0] in CONTRACT_MODULES:

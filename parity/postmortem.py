@@ -1,4 +1,4 @@
-"""Why a group of workers failed, in one line for the user: which rank first, what happened, what it said last."""
+"""Why a group of workers failed, in one line: which rank failed first, how, and its last words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS_LIMIT = 300
 
 ABSL_FATAL = re.compile(r"F\d{4} [\d:.]+ +\d+ (.*)")  # "F1122 21:41:52.927422   18668 client.h:80] Terminating ..."
 
-# What gloo, NCCL, torch's TCPStore, XLA and Python say when another rank is gone.
+# Messages of gloo, NCCL, torch's TCPStore, XLA and Python when another rank is gone.
 LOST_PEER = re.compile(
     r"closed by peer|connection ?(was likely closed|reset|refused|aborted)|broken ?pipe|failed to recv, got 0 bytes"
     r"|ncclRemoteError|remote process exit|heartbeat|coordination ?service|distributed service|UNAVAILABLE|timed out",
@@ -34,7 +34,7 @@ class Failure:
 
 
 def explain_deaths(workers: Sequence[Worker], orders: Sequence[str]) -> Failure:
-    """Name the rank at fault; those that only lost their peer come after it. At least one must have failed."""
+    """Name the rank at fault, then those that only lost their peer. At least one rank must have failed."""
     failed = sorted((worker for worker in workers if _ended_badly(worker)), key=_innocence)
     first = failed[0]
     alike = [worker for worker in failed if worker is first or _same_error(worker, first)]
@@ -48,7 +48,7 @@ def explain_deaths(workers: Sequence[Worker], orders: Sequence[str]) -> Failure:
 
 
 def explain_hang(workers: Sequence[Worker], orders: Sequence[str], silent: Sequence[Worker]) -> Failure:
-    """Say who is waiting for whom, after `silent` ranks have said nothing for too long. Ends the hung ranks."""
+    """Explain which ranks wait for which, when `silent` ranks have reported nothing for too long. Aborts them."""
     first = min(silent, key=lambda worker: worker.last_event_s)
     seconds = f"{time.monotonic() - first.last_event_s:.0f} s"
     case = _charged_case(first, workers, orders)
@@ -65,7 +65,7 @@ def explain_hang(workers: Sequence[Worker], orders: Sequence[str], silent: Seque
 
 
 def describe_exit(worker: Worker) -> str:
-    """How a rank ended, without what it said."""
+    """How a rank ended, without its output."""
     if worker.exit is None:
         return "did not exit"
     if worker.exit.code >= 0:
@@ -81,9 +81,9 @@ def name_ranks(workers: Sequence[Worker]) -> str:
 
 
 def last_words(text: str) -> str:
-    """The line that says most about the end of a process.
+    """The most informative line of a process's output about its end.
 
-    XLA's fatal message, of which the process dies at once; else the last exception or fatal error; else the last line.
+    XLA's fatal message, upon which the process aborts; else the last exception or fatal error; else the last line.
     """
     words, in_traceback = "", False
     lines = _lines(text)
@@ -101,7 +101,7 @@ def last_words(text: str) -> str:
 
 
 def last_place(text: str) -> str:
-    """Where the thread that took a fatal signal stood, from faulthandler's dump: "mlp.py:88 in forward"."""
+    """The innermost frame of the thread that got a fatal signal, from faulthandler's dump: "mlp.py:88 in forward"."""
     frames = re.findall(r'^Current thread .*\n  File "(?:.*/)?(.+)", line (\d+) in (\S+)', text, re.MULTILINE)
     return "{}:{} in {}".format(*frames[-1]) if frames else ""
 
@@ -111,17 +111,17 @@ def _ended_badly(worker: Worker) -> bool:
 
 
 def _innocence(worker: Worker) -> tuple[int, float]:
-    """Sorts the rank at fault before the ranks that its loss made fail.
+    """Sort key that puts the rank at fault before the ranks that failed because of it.
 
-    Time alone does not: a process closes its sockets before it has ended, so its peers may well end earlier.
+    Time alone does not suffice: a process closes its sockets before it has ended, so its peers may end earlier.
     """
     code = worker.exit.code if worker.exit else None
     if code is not None and code < 0 and code != -signal.SIGABRT:
-        kind = 0  # struck from outside, or a fault of memory: nobody does this for a lost peer
+        kind = 0  # killed from outside, or a memory fault: never the consequence of a lost peer
     elif LOST_PEER.search(_words_of(worker)):
         kind = 3
     elif code == -signal.SIGABRT:
-        kind = 2  # the C++ runtimes abort on a fault of their own and on a lost peer
+        kind = 2  # the C++ runtimes abort on errors of their own and on a lost peer
     else:
         kind = 1
     return kind, min(worker.error_s, worker.exit.at_s if worker.exit else float("inf"))
@@ -139,7 +139,7 @@ def _same_error(worker: Worker, other: Worker) -> bool:
 def _end_of(worker: Worker) -> str:
     early = " before its last case" if worker.exit is not None and worker.exit.code == 0 else ""
     how = "failed" if worker.exit is None else f"{describe_exit(worker)}{early}"
-    unforeseen = worker.exit is not None and worker.exit.code == -signal.SIGKILL  # it had no time to say why
+    unforeseen = worker.exit is not None and worker.exit.code == -signal.SIGKILL  # it could not report why
     words = "" if unforeseen else _words_of(worker)
     return f"{how}: {words}" if words else how
 
@@ -167,5 +167,5 @@ def _lines(text: str) -> list[str]:
 
 
 def last_lines(worker: Worker) -> str:
-    """The end of its output, for people."""
+    """The end of the rank's output, for the user."""
     return "\n".join(worker.output().splitlines()[-STDERR_LINES:])

@@ -1,4 +1,4 @@
-"""Brings cases to results: inputs, worker groups, in the order that disturbs the timings least."""
+"""Runs cases: writes the inputs, then starts the worker groups in the order that disturbs timings least."""
 
 from __future__ import annotations
 

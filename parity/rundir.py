@@ -1,4 +1,4 @@
-"""The directory of a run: what was asked (`run.json`, `inputs/`) and what the workers answered."""
+"""The directory of a run: the cases (`run.json`, `inputs/`) and the results that the workers wrote."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parity.files_contract import load_arrays, read_events, save_arrays
 
 @dataclass
 class Answers:
-    """What one framework's workers wrote."""
+    """The results and errors that one framework's workers wrote."""
 
     environment: dict[str, Any] = field(default_factory=dict)
     results: dict[str, list[Result]] = field(default_factory=dict)  # by case, in order of rank
@@ -27,7 +27,7 @@ class Answers:
 
 @dataclass
 class Run:
-    """A run, read back from its directory."""
+    """A run as read from its directory."""
 
     directory: Path
     settings: dict[str, Any]
@@ -73,7 +73,7 @@ def inputs_path(directory: Path, case: Case) -> Path:
 def write_inputs(
     directory: Path, case: Case, params: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
 ) -> None:
-    """Write state and batch where the workers look for them."""
+    """Write the state and batch of a case for the workers."""
     save_arrays(inputs_path(directory, case), {f"params.{name}": array for name, array in params.items()} | dict(batch))
 
 
@@ -96,7 +96,7 @@ def write_run(directory: Path, cases: Sequence[Case], settings: Mapping[str, Any
 
 
 def read_run(directory: Path) -> Run:
-    """Read a run, finished or not. Raises ContractError for what is no run, or one of another schema version."""
+    """Read a run, finished or not. Raises ContractError if it is not a run or has another schema version."""
     path = directory / "run.json"
     try:
         content = json.loads(path.read_text())

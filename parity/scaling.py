@@ -1,23 +1,24 @@
-"""What a pair of products sends and holds a GPU as the mesh grows: the claim that 2D scales with the root, put to test.
+"""What a pair of products sends and holds per GPU as the mesh grows: a test of the claim that 2D scales as sqrt(N).
 
 The pair is an MLP without its activation: y = (x w_1) w_2, x [M, D], w_1 [D, F], w_2 [F, D], forward and backward, with
 M = B S tokens. On p GPUs, in 2D a grid of q by q, q^2 = p, a GPU receives, in elements (f = F / D):
 
     megatron, sequence_parallel     4 M D (p-1)/p                           two all-reduces of M D, or their halves
-    summa                           3 (M (D+F) + 2 D F) (q-1)/q^2           each form of each product moves two operands
-    cannon                          3 (M (D+F) + 2 D F) / q                 the skew sends the own block as well
+    summa                           3 (M (D+F) + 2 D F) (q-1)/q^2           each form of each product moves two matrices
+    cannon                          3 (M (D+F) + 2 D F) / q                 the skew moves the device's own block too
     gathered                        2 (M (D+F) + 2 D F) (q-1)/q^2           kept for backward, not sent again
     stationary                      4 M (D+F) (q-1)/q^2                     no weight moves
 
-So 1D receives as much on 256 GPUs as on 4, and 2D less with the root of p. A sum over all GPUs grows with p in 1D and
-with its root in 2D: that is what holds of "from O(N) to O(sqrt N)". Where 2D wins is a matter of shape:
+So a GPU of 1D receives as much on 256 GPUs as on 4, while one of 2D receives less in proportion to 1/sqrt(p). The sum
+over all GPUs grows as p in 1D and as sqrt(p) in 2D: in this sense "from O(N) to O(sqrt N)" holds. Whether 2D receives
+less than 1D depends on the shape:
 
-    stationary    (1+f) (q-1) < q^2 - 1           q > f, whatever M is
+    stationary    (1+f) (q-1) < q^2 - 1           q > f, for any M
     gathered      2 (1+f + 2 f D/M) < 4 (q+1)     M/D > 2 f / (2 (q+1) - (1+f)), nowhere while 2 (q+1) <= 1+f
     summa         3 (1+f + 2 f D/M) < 4 (q+1)     M/D > 6 f / (4 (q+1) - 3 (1+f)), nowhere while 4 (q+1) <= 3 (1+f)
     cannon        3 q (1+f + 2 f D/M) < 4 (q^2-1)
 
-In words: 2D moves weights as well as activations, which pays once the tokens are many beside the width.
+In words: 2D moves weights as well as activations, which pays off if there are many tokens relative to the width.
 
 Sources: SUMMA, van de Geijn & Watts, Concurrency 9 (1997) 255-274; Cannon, PhD thesis (1969); Optimus,
 https://arxiv.org/abs/2104.05343; Megatron-LM, https://arxiv.org/abs/1909.08053.

@@ -1,7 +1,7 @@
-"""One worker process a rank: start it, read what it writes, end it with all that it started.
+"""One worker process per rank: start it, read its events, and end it with all processes that it started.
 
-Each rank leads a session of its own, so that one `killpg` reaches its children too. Its standard input is a pipe
-whose other end only this process holds: when the harness dies, even by SIGKILL, the pipe closes and the worker exits.
+Each rank leads a session of its own, so that `killpg` reaches its children too. Its standard input is a pipe whose
+other end only this process holds: when the harness dies, even by SIGKILL, the pipe closes and the worker exits.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from parity.contract import ContractError
 
 TERM_GRACE_S = 1.0  # between SIGTERM and SIGKILL: CUDA and NCCL release shared memory in their handlers
 DUMP_GRACE_S = 1.0  # for a hung rank to print where it stands
-STDERR_BYTES = 1 << 16  # of the end of a rank's output are read after a failure
+STDERR_BYTES = 1 << 16  # how much of the end of a rank's output is read after a failure
 
 
 @dataclass(frozen=True)
 class Exit:
     """How and when a process ended."""
 
-    code: int  # minus the signal number where a signal ended it
+    code: int  # minus the signal number if a signal ended it
     at_s: float  # time.monotonic()
 
 
 class Worker:
-    """One rank of a group, with what it has said so far.
+    """One rank of a group and the events that it has reported.
 
     `log` is the event log that the rank appends to, `err` takes its stdout and stderr; both may hold lines of earlier
     processes, which are not read. Raises OSError when `command` cannot be started.
@@ -51,8 +51,8 @@ class Worker:
         err: Path,
     ) -> None:
         self.rank = rank
-        self.joined = False  # it said hello: the whole group had met
-        self.current: str | None = None  # the case that it started and did not finish
+        self.joined = False  # it has said hello, so the whole group has met
+        self.current: str | None = None  # the case that it is running
         self.started: set[str] = set()
         self.unfinished = set(orders)
         self.error: dict[str, Any] | None = None  # its own "error" event
@@ -77,12 +77,12 @@ class Worker:
 
     @property
     def failed(self) -> bool:
-        """It ended, or said that it would, with cases left."""
+        """Whether it has ended, or reported an error, with cases left."""
         return bool(self.unfinished) and (self.exit is not None or self.error is not None)
 
     def poll(self) -> list[dict[str, Any]]:
-        """The events since the last call, noted in the attributes. Raises ContractError for a line that is no JSON."""
-        ended = self._ended  # taken before the log is read: all that the process wrote before it ended counts
+        """The events since the last call; updates the attributes. Raises ContractError for a line that is not JSON."""
+        ended = self._ended  # read before the log, so that all that the process wrote before it ended is seen
         events = self._new_events()
         for event in events:
             self._note(event)
@@ -90,34 +90,34 @@ class Worker:
         return events
 
     def wait(self, timeout_s: float) -> None:
-        """Until the process has ended or the time is over."""
+        """Wait until the process has ended, or for timeout_s."""
         self._watcher.join(max(0.0, timeout_s))
 
     def signal(self, number: int) -> None:
-        """Send a signal to the rank and to all that it started. Allowed until `reap`, even after it has ended."""
+        """Send a signal to the rank and its children. Allowed until `reap`, even after the rank has ended."""
         os.killpg(self._process.pid, number)
 
     def forbid_core_dump(self) -> None:
-        """Where core dumps are on, one of a framework's processes can fill a disk."""
+        """Disable core dumps, as that of a framework's process can fill a disk."""
         with suppress(ProcessLookupError):  # it may have ended since the last poll; a zombie has no limits
             resource.prlimit(self._process.pid, resource.RLIMIT_CORE, (0, 0))
 
     def reap(self) -> None:
-        """Wait for the end and free the process id."""
+        """Wait for the process to end and release its id."""
         self._watcher.join()
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
     def output(self) -> str:
-        """The end of what this process, not an earlier one, wrote to stdout and stderr."""
+        """The end of the stdout and stderr of this process, without that of earlier ones."""
         with self._err.open("rb") as file:
             file.seek(max(self._err_offset, self._err.stat().st_size - STDERR_BYTES))
             return file.read().decode("utf-8", errors="replace")
 
     def _watch(self) -> None:
-        # WNOWAIT leaves a zombie: the process id cannot be given to another process before `reap`. A thread that
-        # blocks here sees the order in which ranks end more finely than polling does.
+        # WNOWAIT leaves a zombie, so that the process id cannot be reused before `reap`. A thread blocked here sees the
+        # order in which ranks end with better resolution than polling.
         status = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         assert status is not None
         code = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
@@ -152,7 +152,7 @@ class Worker:
 
 
 def finished_case(event: Mapping[str, Any]) -> str | None:
-    """The case that an event finishes on its rank, if it does."""
+    """The case that an event finishes on its rank, or None."""
     match event:
         case {"event": "result", "results": [{"case": str(case)}, *_]} | {
             "event": "trace",
@@ -163,7 +163,7 @@ def finished_case(event: Mapping[str, Any]) -> str | None:
 
 
 def dump_stacks(workers: Sequence[Worker]) -> None:
-    """End hung ranks so that faulthandler (PYTHONFAULTHANDLER=1) first prints where each of their threads stands."""
+    """Abort hung ranks, upon which faulthandler (PYTHONFAULTHANDLER=1) prints the stack of each of their threads."""
     for worker in workers:
         worker.forbid_core_dump()
         worker.signal(signal.SIGABRT)
@@ -173,7 +173,7 @@ def dump_stacks(workers: Sequence[Worker]) -> None:
 
 
 def end(workers: Sequence[Worker]) -> None:
-    """Leave no process of the group: SIGTERM, a short grace, SIGKILL. A second Ctrl-C in the grace only shortens it."""
+    """End all processes of the group: SIGTERM, a grace period, SIGKILL. Ctrl-C meanwhile only cuts the grace short."""
     try:
         for worker in workers:
             worker.signal(signal.SIGTERM)
