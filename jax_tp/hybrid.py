@@ -1,35 +1,35 @@
 """Data parallelism beside tensor parallelism: any layer or model on a mesh (dp | fsdp) x tp, or dp x (x, y).
 
-    x_shard = x[own part of the batch]          y_shard = inner(x_shard)         dw = sum over the axis of inner's dw
+    x_shard = x[its part of the batch]          y_shard = inner(x_shard)         dw = sum over the axis of inner's dw
 
-    B batch   N elements of a parameter as the tp plan shards it: all of it, or its 1/tp   dp, fsdp, tp devices an axis
+    B batch   N elements of a parameter as the tp plan shards it: all of it, or its 1/tp   dp, fsdp, tp devices per axis
 
-                         dp                                 fsdp
-    x a device           [B/dp, ...]                        [B/fsdp, ...]
-    parameter a device   as the tp plan has it: N           N/fsdp, cut along its output dim, within the tp shard
-    forward              what inner sends for B/dp          the same for B/fsdp, and an all-gather of N a parameter
-    backward             the same,                          the same, the all-gather again (the whole parameter is not
-                         and an all-reduce of N             kept in between), and a reduce-scatter of N
-                         a parameter
+                           dp                                 fsdp
+    x per device           [B/dp, ...]                        [B/fsdp, ...]
+    parameter per device   as the tp plan has it: N           N/fsdp, cut along its output dim, within the tp shard
+    forward                what inner sends for B/dp          the same for B/fsdp, and an all-gather of N per parameter
+    backward               the same,                          the same, the all-gather again (the whole parameter is not
+                           and an all-reduce of N             kept in between), and a reduce-scatter of N
+                           per parameter
 
-Tensor parallelism is for the fast links: its axis is the last one of the mesh, whose devices are neighbours.
-Beside a grid (grid/) the batch is cut over dp, and each part of it over x: x a device [B/dp/X, ...], and N is the
-block that a device has of a parameter, 1/(X Y) or 1/Y of it.
+Tensor parallelism needs the fast links, so its axis is the last of the mesh, whose devices are neighbours.
+Beside a grid (grid/) the batch is sharded over dp and then over x, x is [B/dp/X, ...] per device, and N is a device's
+block of a parameter, 1/(X Y) or 1/Y of it.
 
-A model's y is a mean over the labels that count. Each part of the batch has its own number of these, so y is the mean
-of the parts' means weighted by it: two all-reduces of a scalar more. A part without any has no mean: it makes y NaN.
+A model's y is a mean over the labels that are not ignored. Their number differs between the parts of the batch, so y is
+the weighted mean of the parts' means: two more all-reduces of a scalar. A part without such labels makes y NaN.
 
-In the style `auto` the layouts say it all: the batch of every activation lies on the axis, and a parameter is used in
-its tp layout. In `manual` the whole is one `shard_map` over both axes: the transpose of a parameter that all parts use
-is the sum of its gradients, that of `all_gather` the reduce-scatter. XLA gathers again what the backward pass reads:
-no biases, no tables of which rows are looked up.
+In the style `auto` layouts suffice: the batch of every activation is sharded over the axis, and parameters are used in
+their tp layout. In `manual` everything is one `shard_map` over both axes: the transpose of using a replicated parameter
+is the sum of its gradients, that of `all_gather` a reduce-scatter. XLA gathers again only what the backward pass reads:
+no biases, and no tables whose rows are looked up.
 
-In `typed` tp is in the types, and the axis is not (`make_mesh` leaves it `Auto`): or every `reshard` and `out_sharding`
-of every layer would have to name it. The compiler finds it as in `auto`.
+In `typed`, tp is in the types but the data axis is not (`make_mesh` leaves it `Auto`); otherwise every `reshard` and
+`out_sharding` of every layer would have to name it. The compiler propagates it as in `auto`.
 
 Gradients of norms are float32 until they are rounded to bfloat16, and the compiler sums them over the axis before that:
-2 N bytes more than in `manual`, where each device rounds its own. No cast and no barrier behind the parameter moves the
-sum. A copy of the parameter for every part of the batch does, and rounds twice: not done, as it makes them worse.
+2 N bytes more than in `manual`, where each device rounds its own first. No cast or barrier on the parameter moves the
+sum. One copy of the parameter per part of the batch would, but rounds twice and so makes the gradients less accurate.
 
 Sources: FSDP, https://arxiv.org/abs/2304.11277, and ZeRO, https://arxiv.org/abs/1910.02054;
 https://docs.jax.dev/en/latest/notebooks/shard_map.html#fsdp-tp.
@@ -58,23 +58,23 @@ from jax_tp.layouts import Plan, State, child, place
 from jax_tp.mesh import DATA_AXES
 from jax_tp.models.common import Loop
 
-Path = tuple[Any, ...]  # of a parameter in its module, e.g. ("blocks", 0, "norm1", "scale")
+Path = tuple[Any, ...]  # path of a parameter in its module, e.g. ("blocks", 0, "norm1", "scale")
 
 
-# Results that are another view of their operand: to keep them would keep it.
-SAME = ("concatenate", "pvary", "sharding_constraint")  # their operands, but for their layout
+# Operations whose results are views of their operand: saving the result would save the operand.
+SAME = ("concatenate", "pvary", "sharding_constraint")  # operations that only change the layout
 VIEWS = ("broadcast_in_dim", "convert_element_type", "linear_call", "reshape", "squeeze", "transpose")
 
 
 def is_kept(primitive: Any, *operands: Any, **params: Any) -> bool:
-    """Whether the backward pass finds this result of the forward pass or makes it again: not so whole parameters.
+    """Whether a result of the forward pass is saved for the backward pass: activations, not gathered parameters.
 
-    They come from all-gathers over fsdp and casts of these, or from constraints; activations have more than two dims.
+    Parameters come from all-gathers over fsdp and casts of these, or from constraints; activations have over two dims.
     """
     if primitive.name == "all_gather":
         return "fsdp" not in params["axis_name"]
     if primitive.name == "reshard" and params["dst_sharding"].spec.reduced:
-        return False  # nothing is sent for it; and jax 0.10 keeps no `reduced` value where some axes are Auto
+        return False  # recomputing it sends nothing, and jax 0.10 cannot save `reduced` values where some axes are Auto
     return primitive.name not in VIEWS and (primitive.name not in SAME or operands[0].ndim > 2)
 
 
@@ -84,7 +84,9 @@ def on_batch(plan: Plan, axis: str) -> Plan:
     def shared(spec: P) -> P:
         if not spec:
             return spec
-        return P((axis, spec[0]) if spec[0] else axis, *spec[1:])  # on a grid the batch is cut already: within the part
+        return P(
+            (axis, spec[0]) if spec[0] else axis, *spec[1:]
+        )  # on a grid the batch is sharded already: dp goes outside
 
     return replace(
         plan,
@@ -97,11 +99,11 @@ def on_batch(plan: Plan, axis: str) -> Plan:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """A layer or model in one of its tp plans, beside data parallelism; it stands in LAYERS as any layer does."""
+    """A layer or model in one of its tp plans, with data parallelism; an entry of LAYERS like any layer."""
 
     layer: ModuleType
     plan: str
-    is_mean: bool  # y is the mean over the labels that count, and has no batch
+    is_mean: bool  # y is a mean over labels, without a batch dim
 
     @property
     def PLANS(self) -> dict[str, Plan]:  # noqa: N802  a layer's name for it
@@ -116,7 +118,7 @@ class Hybrid:
             self.layer.check_inputs(inputs, **options)
 
     def build(self, mesh: Mesh, style: str, plan: Plan, state: State, **options: Any) -> nnx.Module:
-        """The layer in the given style on tp or on x and y, shared out over the other axis; `state`: that of "inner".
+        """The layer in the given style on tp or x and y, data-parallel over the other axis; `state`: that of "inner".
 
         Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, and for dropout.
         """
@@ -163,7 +165,7 @@ class DataParallel(nnx.Module):
         )
 
     def gather_block(self, prefix: tuple[Any, ...], params: nnx.State) -> nnx.State:
-        """The parameters of one block of a loop, made whole inside it, just before they are used."""
+        """The parameters of one block of a loop, gathered inside it just before use."""
         specs, tp_specs = dict(self.specs), dict(self.tp_specs)
         state = []
         for path, param in nnx.to_flat_state(params):
@@ -173,11 +175,11 @@ class DataParallel(nnx.Module):
 
 
 class AutoDataParallel(DataParallel):
-    """The compiler sees parameters that are cut, and used in layouts that are not."""
+    """The compiler sees parameters that are sharded over the axis and used in layouts that are not."""
 
     def gather(self, leaf: jax.Array, spec: P, tp_spec: P) -> jax.Array:
         def whole(_: tuple[()], leaf: jax.Array) -> jax.Array:
-            # First as it lies: or the compiler would gather it where it comes from, once for all microbatches.
+            # First its stored layout, or the compiler would gather it at its source, once for all microbatches.
             return with_sharding_constraint(with_sharding_constraint(leaf, spec), tp_spec)
 
         def share(_: tuple[()], grad: jax.Array) -> jax.Array:
@@ -185,23 +187,23 @@ class AutoDataParallel(DataParallel):
 
         spec, tp_spec = self.seen(spec), self.seen(tp_spec)
 
-        # The transpose of `whole` has the gradient whole before it is cut. XLA makes a reduce-scatter of that, but not
-        # across a conversion: a norm's, float32 until it is rounded, it would all-reduce, and then cut.
+        # The transpose of `whole` replicates the gradient before it is sharded. XLA turns that into a reduce-scatter,
+        # but not across a conversion: a norm's gradient, float32 until rounded, would be all-reduced and then sliced.
         return linear_call(whole, share, (), leaf) if leaf.ndim == 1 else whole((), leaf)
 
     def seen(self, spec: P) -> P:
-        """What of a PartitionSpec is the compiler's to know."""
+        """The part of a PartitionSpec that is left to the compiler."""
         return spec
 
     def combine(self, y: jax.Array, labels: jax.Array) -> jax.Array:
-        return y  # of the whole batch: a mean is already that of all
+        return y  # already the mean over the whole batch
 
     def map_parts(self, forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return forward
 
 
 class TypedDataParallel(AutoDataParallel):
-    """The same for the axis, which no type names: `with_sharding_constraint` says nothing of what types say."""
+    """The same for the data axis, which no type names; `with_sharding_constraint` leaves the types' axes alone."""
 
     def seen(self, spec: P) -> P:
         axes = [names if isinstance(names, tuple) else (names,) for names in spec]
@@ -209,24 +211,24 @@ class TypedDataParallel(AutoDataParallel):
 
 
 class ManualDataParallel(DataParallel):
-    """The code of one device; what the inner layers say of their own shards is then nothing new (`map_shards`)."""
+    """The per-device code of all axes, so that the inner layers' `map_shards` add nothing."""
 
     def gather(self, leaf: jax.Array, spec: P, tp_spec: P) -> jax.Array:
         if self.axis == "dp":
-            return copy_to_tp(leaf, "dp")  # once: a parameter that is used twice has one gradient
+            return copy_to_tp(leaf, "dp")  # once, so that a parameter that is used twice has one gradient
         dim = next(dim for dim, names in enumerate(spec) if names == "fsdp" or "fsdp" in (names or ()))
         return all_gather(leaf, "fsdp", axis=dim, tiled=True)
 
     def combine(self, y: jax.Array, labels: jax.Array) -> jax.Array:
-        """The mean over the whole batch, of the own part's mean: [] -> []."""
+        """The mean over the whole batch from the mean of this device's part: [] -> []."""
         if not self.is_mean:
             return y
-        if jnp.issubdtype(labels.dtype, jnp.floating):  # a field, of which all numbers count
+        if jnp.issubdtype(labels.dtype, jnp.floating):  # a field, all of whose elements count
             return reduce_from_tp(y / axis_size(self.axis), self.axis)
         count = (labels != IGNORED).sum(dtype=y.dtype)
         batch = self.plan.inputs["labels"][0]
         for name in batch if isinstance(batch, tuple) else ():
-            if name != self.axis:  # a part of the batch is cut further: grid/
+            if name != self.axis:  # the grid shards its part of the batch further
                 count = reduce_from_tp(count, name)
         return reduce_from_tp(y * (count / reduce_from_tp(count, self.axis)), self.axis)
 
@@ -246,17 +248,17 @@ def whole_spec(param: jax.Array | jax.ShapeDtypeStruct) -> P:
 
 
 def specs_of(params: Sequence[tuple[Path, nnx.Param]]) -> tuple[tuple[Path, P], ...]:
-    """The PartitionSpec of each parameter, beside its path."""
+    """The path and PartitionSpec of each parameter."""
     return tuple((path, whole_spec(param.get_value())) for path, param in params)
 
 
 def is_stacked(path: Path) -> bool:
-    """Whether it is a parameter of all blocks of a loop, with a leading dim L."""
+    """Whether this is a stacked parameter of all blocks of a loop, with a leading dim L."""
     return "block" in path
 
 
 def shard(param: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh, path: Path) -> jax.Array | jax.ShapeDtypeStruct:
-    """A parameter cut along its output dim over fsdp, within its tp shard: as `fully_shard` lays it out."""
+    """Shard a parameter along its output dim over fsdp, within its tp shard, as `fully_shard` does."""
     dim = param.ndim - 1 if path[-1] == "kernel" else int(is_stacked(path))
     spec = whole_spec(param)
     names = (spec[dim], "fsdp") if spec[dim] else "fsdp"

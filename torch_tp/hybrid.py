@@ -1,26 +1,26 @@
 """Data parallelism beside tensor parallelism: any layer or model on a mesh (dp | fsdp) x tp, or dp x (x, y).
 
-    x_shard = x[own part of the batch]          y_shard = inner(x_shard)         dw = sum over the axis of inner's dw
+    x_shard = x[its part of the batch]          y_shard = inner(x_shard)         dw = sum over the axis of inner's dw
 
-    B batch   N elements of a parameter as the tp plan shards it: all of it, or its 1/tp   dp, fsdp, tp devices an axis
+    B batch   N elements of a parameter as the tp plan shards it: all of it, or its 1/tp   dp, fsdp, tp devices per axis
 
-                         dp                                 fsdp
-    x a device           [B/dp, ...]                        [B/fsdp, ...]
-    parameter a device   as the tp plan has it: N           N/fsdp, cut along its output dim, within the tp shard
-    forward              what inner sends for B/dp          the same for B/fsdp, and an all-gather of N a parameter
-    backward             the same,                          the same, the all-gather again (the whole parameter is not
-                         and an all-reduce of N             kept in between), and a reduce-scatter of N
-                         a parameter
+                           dp                                 fsdp
+    x per device           [B/dp, ...]                        [B/fsdp, ...]
+    parameter per device   as the tp plan has it: N           N/fsdp, cut along its output dim, within the tp shard
+    forward                what inner sends for B/dp          the same for B/fsdp, and an all-gather of N per parameter
+    backward               the same,                          the same, the all-gather again (the whole parameter is not
+                           and an all-reduce of N             kept in between), and a reduce-scatter of N
+                           per parameter
 
-Tensor parallelism is for the fast links: its axis is the last one of the mesh, whose devices are neighbours.
-Beside a grid (grid/) the batch is cut over dp, and each part of it over x: x a device [B/dp/X, ...], and N is the
-block that a device has of a parameter, 1/(X Y) or 1/Y of it.
+Tensor parallelism needs the fast links, so its axis is the last of the mesh, whose devices are neighbours.
+Beside a grid (grid/) the batch is sharded over dp and then over x, x is [B/dp/X, ...] per device, and N is a device's
+block of a parameter, 1/(X Y) or 1/Y of it.
 
-A model's y is a mean over the labels that count. Each part of the batch has its own number of these, so y is the mean
-of the parts' means weighted by it: two all-reduces of a scalar more. A part without any has no mean: it makes y NaN.
+A model's y is a mean over the labels that are not ignored. Their number differs between the parts of the batch, so y is
+the weighted mean of the parts' means: two more all-reduces of a scalar. A part without such labels makes y NaN.
 
-`fully_shard` gathers all parameters of a block at once, and in the backward pass also those that it does not read.
-It takes layers of any style as they are: their DTensors know the axes of tensor parallelism only.
+`fully_shard` gathers all parameters of a block at once, in the backward pass also those that are not read.
+It takes layers of any style unchanged: their DTensors only refer to the axes of tensor parallelism.
 
 Sources: FSDP, https://arxiv.org/abs/2304.11277, and ZeRO, https://arxiv.org/abs/1910.02054;
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html;
@@ -55,11 +55,11 @@ def on_batch(layout: Layout, has_batch: bool = True) -> Layout:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """A layer or model in one of its tp plans, beside data parallelism; it stands in LAYERS as any layer does."""
+    """A layer or model in one of its tp plans, with data parallelism; an entry of LAYERS like any layer."""
 
     layer: ModuleType
     plan: str
-    is_mean: bool  # y is the mean over the labels that count, and has no batch
+    is_mean: bool  # y is a mean over labels, without a batch dim
 
     @property
     def PLANS(self) -> dict[str, Plan]:  # noqa: N802  a layer's name for it
@@ -81,7 +81,7 @@ class Hybrid:
     def build(
         self, mesh: DeviceMesh, style: str, plan: Plan, state: Mapping[str, np.ndarray], **options: Any
     ) -> nn.Module:
-        """The layer in the given style on tp or on x and y, shared out over the other axis; `state`: that of "inner".
+        """The layer in the given style on tp or x and y, data-parallel over the other axis; `state`: that of "inner".
 
         Raises ValueError as the layer's `build` does, for a parameter that the axis does not divide, and for dropout.
         """
@@ -93,7 +93,7 @@ class Hybrid:
 
 
 class DataParallel(nn.Module):
-    """The inner module for the own part of the batch; its parameters in shards, or the same everywhere."""
+    """The inner module on this device's part of the batch; its parameters are sharded (fsdp) or replicated (dp)."""
 
     def __init__(self, mesh: DeviceMesh, axis: str, inner: nn.Module, is_mean: bool) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class DataParallel(nn.Module):
             "fsdp": lambda module: fully_shard(module, mesh=mesh[axis], reshard_after_forward=True),
         }[axis]
         for layer in getattr(inner, "blocks", ()):
-            share_out(layer)  # gathered and freed one by one
+            share_out(layer)  # so that blocks are gathered and freed one by one
         share_out(inner)
         for module in inner.modules():
             if isinstance(module, FSDPModule):
@@ -122,13 +122,13 @@ class DataParallel(nn.Module):
         return DTensor.from_local(shard, self.mesh, on_batch(y.placements, not self.is_mean), run_check=False)
 
     def mean_of_means(self, mean: torch.Tensor, labels: DTensor) -> torch.Tensor:
-        """The mean over the whole batch, of the own part's mean: [] -> []."""
+        """The mean over the whole batch from the mean of this device's part: [] -> []."""
         axis = self.mesh[self.axis]
-        if labels.is_floating_point():  # a field, of which all numbers count
+        if labels.is_floating_point():  # a field, all of whose elements count
             return reduce_from_tp(mean / axis.size(), axis)
         count = (labels.to_local() != IGNORED).sum().to(mean.dtype)
         for name, placement in zip(labels.device_mesh.mesh_dim_names or (), labels.placements, strict=True):
-            if placement.is_shard():  # a part of the batch is cut further: grid/
+            if placement.is_shard():  # the grid shards its part of the batch further
                 count = reduce_from_tp(count, self.mesh[name])
         return reduce_from_tp(mean * (count / reduce_from_tp(count, axis)), axis)
 
@@ -139,7 +139,7 @@ def inner_mesh(mesh: DeviceMesh) -> DeviceMesh:
 
 
 def check_divisible(inner: nn.Module, axis: str, size: int) -> None:
-    """Refuse (ValueError) a parameter that the axis would cut unevenly: `fully_shard` would pad it, JAX cannot."""
+    """Raises ValueError for a parameter that the axis does not divide: `fully_shard` would pad it, JAX cannot."""
     for name, param in inner.named_parameters():
         rows = param.to_local().shape[0]
         if axis == "fsdp" and rows % size:

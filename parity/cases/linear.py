@@ -70,7 +70,7 @@ FAMILIES = (
         collectives=(
             Expected("all_gather", "tp", "forward", "B*S*D", "each device multiplies all tokens by its own columns"),
             LOSS,
-            Expected("reduce_scatter", "tp", "backward", "B*S*D", "dx = dy w^T sums over F, for the own tokens"),
+            Expected("reduce_scatter", "tp", "backward", "B*S*D", "dx = dy w^T sums over F, for each device's tokens"),
         ),
         variants=VARIANTS,
     ),
@@ -80,7 +80,7 @@ FAMILIES = (
         dims=DIMS_SP,
         tensors={"x": "B S D@tp", "y": "B S@tp F", **ROW},
         collectives=(
-            Expected("reduce_scatter", "tp", "forward", "B*S*F", "y = x w sums over D, for the own tokens"),
+            Expected("reduce_scatter", "tp", "forward", "B*S*F", "y = x w sums over D, for each device's tokens"),
             LOSS_SP,
             Expected("all_gather", "tp", "backward", "B*S*F", "dx and dw take dy of all tokens"),
             Expected("all_reduce", "tp", "backward", "F", f"db {OWN_TOKENS}", param="b", of_tokens=True),

@@ -43,10 +43,10 @@ MEGATRON = (
 # The same where x and y are sharded on S and whose features in between are sharded.
 SEQUENCE_PARALLEL = (
     Expected("all_gather", "tp", "forward", "B*S*D", "each device takes x of all tokens to its own features"),
-    Expected("reduce_scatter", "tp", "forward", "B*S*D", "y = h w_down sums over F, for the own tokens"),
+    Expected("reduce_scatter", "tp", "forward", "B*S*D", "y = h w_down sums over F, for each device's tokens"),
     LOSS_SP,
     Expected("all_gather", "tp", "backward", "B*S*D", "dh and dw_down take dy of all tokens"),
-    Expected("reduce_scatter", "tp", "backward", "B*S*D", "dx = dh w_up^T sums over F, for the own tokens"),
+    Expected("reduce_scatter", "tp", "backward", "B*S*D", "dx = dh w_up^T sums over F, for each device's tokens"),
     Expected("all_reduce", "tp", "backward", "D", f"db_down {OWN_TOKENS}", param="down.b", of_tokens=True),
 )
 

@@ -14,7 +14,9 @@ VARIANTS = (Variant("one_table", {}, NUMERICS, ("embed.table",), sizes={"num_ids
 # The head of a model whose tokens are shared out.
 HEAD_SP = (
     Expected("all_gather", "tp", "forward", "B*S*D", "head: each device has its own logits, of all tokens"),
-    Expected("reduce_scatter", "tp", "backward", "B*S*D", "head: dh = dlogits w^T sums over V, for the own tokens"),
+    Expected(
+        "reduce_scatter", "tp", "backward", "B*S*D", "head: dh = dlogits w^T sums over V, for each device's tokens"
+    ),
 )
 
 FAMILIES = (
