@@ -90,7 +90,8 @@ def print_tables(by_program: Mapping[str, list[Row]], dims: Mapping[str, int], d
         console.print(summary_line(name, summary_of(rows)), soft_wrap=True, highlight=False)
     everything = [row for rows in by_program.values() for row in rows]
     total = summary_of(everything)
-    console.print(summary_line("all", total), style="bold", soft_wrap=True, highlight=False)
+    if len(by_program) > 1:
+        console.print(summary_line("all", total), style="bold", soft_wrap=True, highlight=False)
     console.print(
         f"DTensor on a CPU mesh gathers and keeps its chunk where a CUDA mesh issues the A2A shown here: "
         f"{total['torch_differs_on_cpu']} rows",

@@ -20,15 +20,17 @@ SHORT = {
     "permute": "CP",
 }
 LEGEND = (
-    "AR all-reduce, AG all-gather, RS reduce-scatter, A2A all-to-all, BC broadcast, CP permute, each with its axis of "
-    "the mesh;\nMiB: what a device receives; -> the layout of the result, a letter for each axis.\n"
-    "XLA sums bfloat16 in float32."
+    "Layouts: a letter for each axis of the mesh @x, @y: R replicated along it, S0 or S1 the tensor's dim 0 or 1 "
+    "sharded over it. So S0,R is a tensor whose rows are split over @x and that @y replicates.\n"
+    "Collectives, with the axis of the mesh: AR all-reduce, AG all-gather, RS reduce-scatter, A2A all-to-all, "
+    "BC broadcast, CP permute; 2xAG@y is two of them, AR@x+y one over both axes.\n"
+    "MiB: what a device receives; ->: the layout of the result. XLA sums bfloat16 in float32."
 )
 
 
 def print_program(console: Console, title: str, rows: Sequence[Any]) -> None:
     """The `parity.partitioners.Row`s of one program; refusals stand below, a line each."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=escape(title), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, title=escape(title), title_justify="left")
     table.add_column("operands", no_wrap=True)
     for heading in ("DTensor", "Shardy"):
         table.add_column(heading)
@@ -51,12 +53,12 @@ def print_program(console: Console, title: str, rows: Sequence[Any]) -> None:
 
 
 def short(collectives: Iterable[Any]) -> str:
-    """`AG y + AR x`; one that comes n times as `2 AG y`."""
+    """`AG@y AR@x`; one that comes n times as `2xAG@y`."""
     names: dict[str, int] = {}
     for one in collectives:
-        name = f"{SHORT[one.kind]} {one.axis}"
+        name = f"{SHORT[one.kind]}@{one.axis}"
         names[name] = names.get(name, 0) + one.count
-    return " + ".join(name if count == 1 else f"{count} {name}" for name, count in names.items())
+    return " ".join(name if count == 1 else f"{count}x{name}" for name, count in names.items())
 
 
 def mib(received: Fraction | None) -> str:

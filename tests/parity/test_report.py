@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from parity import cli_partitioners
 from parity.cases import SUITES, family_of, select
 from parity.files_contract import load_arrays, save_arrays
+from parity.partitioners import DIMS
 from parity.report.case_list import describe_cases
 from parity.report.detail import render_case
+from parity.report.partitioners import print_program
 from parity.report.terminal import BRIEF, MOST_REASONS, MOST_ROWS, render
+
+MOVED = [("all_to_all", "y", 2), ("all_reduce", "x+y", 1)]
+
+
+def printed_by(print_to: Callable[[Console], object], width: int) -> list[str]:
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_to(console)
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def printed(renderable: Any, width: int) -> list[str]:
-    console = Console(width=width)
-    with console.capture() as capture:
-        console.print(renderable)
-    return [line.rstrip() for line in capture.get().splitlines()]
+    return printed_by(lambda console: console.print(renderable), width)
 
 
 def entry(case_id: str, verdict: str = "pass", reason: str = "", error: float = 0.25) -> dict[str, Any]:
@@ -126,6 +138,34 @@ def test_tensors_of_a_file_come_in_the_same_order_each_time(tmp_path):
     names = [f"w{n}" for n in range(20)]
     save_arrays(tmp_path / "a.safetensors", {name: np.zeros(2) for name in reversed(names)})
     assert list(load_arrays(tmp_path / "a.safetensors")) == sorted(names)
+
+
+def test_partitioners_name_axes_of_the_mesh_as_layouts_do_and_a_row_is_a_line_at_80_columns():
+    calls = [SimpleNamespace(kind=kind, axis=axis, count=n) for kind, axis, n in MOVED]
+    answer = SimpleNamespace(refused="", collectives=calls, output=("S0", "R"))
+    question = SimpleNamespace(id="matmul/S0,S1/S1,S0", layouts=(("S0", "S1"), ("S1", "S0")))
+    row = SimpleNamespace(question=question, torch=answer, jax=answer, received=(Fraction(2**27),) * 2, fewer="torch")
+    lines = printed_by(lambda console: print_program(console, "matmul: y = x w", [row]), 80)
+    (line,) = [line for line in lines if "S0,S1" in line]
+    moved = ["2xA2A@y", "AR@x+y", "128.0", "S0,R"]
+    assert line.split() == ["S0,S1", "S1,S0", *moved, *moved, "DTensor"]
+
+
+@pytest.mark.parametrize(("names", "totals"), [(["sum_all"], 1), (["sum_all", "sum_rows"], 3)])
+def test_totals_of_all_programs_are_shown_where_there_are_several(monkeypatch, names, totals):
+    monkeypatch.setattr(cli_partitioners, "print_program", lambda *_: None)
+    counted = dict.fromkeys(
+        ("rows", "torch_fewer", "jax_fewer", "equal", "torch_refused", "jax_refused", "jax_types_refuse"), 1
+    )
+    monkeypatch.setattr(cli_partitioners, "summary_of", lambda _: {**counted, "torch_differs_on_cpu": 0})
+    lines = printed_by(
+        lambda console: (
+            monkeypatch.setattr(cli_partitioners, "console", console),
+            cli_partitioners.print_tables({name: [] for name in names}, DIMS, "float32"),
+        ),
+        200,
+    )
+    assert sum("DTensor moves fewer bytes" in line for line in lines) == totals
 
 
 @pytest.mark.parametrize("width", [80, 120])
