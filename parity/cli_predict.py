@@ -28,14 +28,15 @@ from parity.run import worker_commands
 from parity.steps import trace_steps
 
 MachineName = Annotated[str, typer.Option("--machine", help=f"{', '.join(list_machines())}, or a .toml file.")]
-Mesh = Annotated[str, typer.Option("--mesh", help="Axes and sizes, outermost first, e.g. fsdp=2,tp=4.")]
+Mesh = Annotated[str, typer.Option("--mesh", help="Axes, outermost first: fsdp=2,tp=4, or a grid dp=2,x=2,y=2.")]
 Model = Annotated[str, typer.Option("--model", help="A preset: gpt2, llama3-8b, llama3-70b, ...")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences of a step, over the whole mesh.")]
 Seq = Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of a sequence; a ViT has its patches.")]
 Plan = Annotated[
-    str | None, typer.Option("--plan", help="megatron | sequence_parallel", show_default="the model's own")
+    str | None,
+    typer.Option("--plan", help="megatron (default) | sequence_parallel; on a grid summa (default) | stationary"),
 ]
-Style = Annotated[str, typer.Option("--style", help="auto | typed | manual")]
+Style = Annotated[str | None, typer.Option("--style", help="auto (default) | typed | manual; on a grid manual")]
 Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16 | float32")]
 Checkpoint = Annotated[
     bool, typer.Option("--checkpoint", help="Every block makes its activations again in the backward pass.")
@@ -54,7 +55,7 @@ def predict_step(
     batch: Batch,
     seq: Seq = None,
     plan: Plan = None,
-    style: Style = "auto",
+    style: Style = None,
     dtype: Dtype = "bfloat16",
     checkpoint: Checkpoint = False,
     xla_flags: XlaFlagsName = "default",
@@ -81,6 +82,8 @@ def predict_step(
             prediction = trace([question])[question.id]
             show(prediction.to_json(), as_json, out, partial(print_prediction, console, prediction))
         elif sweep == "tp":
+            if question.is_on_grid:
+                raise RefusedError("--sweep tp: a grid has no axis tp; take --sweep plan, or a mesh with tp")
             choices = trace.fill(tp_choices(question))
             title = f"{question.preset.name} on {question.num_gpus:,} GPUs of {question.machine.name}, by tp degree"
             show({"choices": sweep_json(choices)}, as_json, out, partial(print_sweep, console, choices, title))
@@ -112,7 +115,7 @@ def advise_step(
     batch: Batch,
     seq: Seq = None,
     plan: Plan = None,
-    style: Style = "auto",
+    style: Style = None,
     dtype: Dtype = "bfloat16",
     checkpoint: Checkpoint = False,
     xla_flags: XlaFlagsName = "default",
@@ -182,7 +185,7 @@ class Tracer:
         """The choices with the predictions of those that can be. Raises RefusedError where none can."""
         if choices and all(choice.refused for choice in choices):
             raise RefusedError("; ".join(f"{choice.name}: {choice.refused}" for choice in choices))
-        answers = self([choice.question for choice in choices if not choice.refused])
+        answers = self([choice.question for choice in choices if not choice.refused and not choice.closed])
         return [replace(choice, prediction=answers.get(choice.question.id)) for choice in choices]
 
 

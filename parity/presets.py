@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from parity.cases import models, vit
+from parity.cases import grid_models, models, vit
 from parity.cases.family import CaseError, Family
 from parity.cases.notation import shape_of
 
@@ -23,6 +23,8 @@ FAMILIES: dict[str, Callable[..., Family]] = {
     "models.llama": models.llama,
     "models.vit/field": vit.field,
     "models.vit/classes": vit.classes,
+    "grid.models.gpt": grid_models.gpt,
+    "grid.models.vit": grid_models.vit,
 }
 
 

@@ -113,10 +113,10 @@ def step_formula(request: StepRequest, is_compiled: bool = False) -> list[Collec
     family = family_in_mesh(request)
     (variant,) = family.variants
     formulas = [formula for formula in family.collectives if formula.param in ("", *variant.params)]
-    formulas = [formula for formula in formulas if not (is_compiled and formula.torch_only)]
-    layouts = [family.tensors[name] for name in (stacked(variant.params) if is_compiled else variant.params)]
     if request.recompute:
         formulas += recomputed(request)
+    formulas = [formula for formula in formulas if not (is_compiled and formula.torch_only)]
+    layouts = [family.tensors[name] for name in (stacked(variant.params) if is_compiled else variant.params)]
     steps = training_collectives(formulas, layouts, {"num_microbatches": 1}, request.mesh)
     if not request.optimizer:
         steps = [formula for formula in steps if formula.pass_ != "optimizer"]
@@ -126,14 +126,37 @@ def step_formula(request: StepRequest, is_compiled: bool = False) -> list[Collec
 
 
 def recomputed(request: StepRequest) -> list[Expected]:
-    """The forward collectives that recomputing the blocks repeats: all but the last, whose result is unused."""
-    plan = (
-        "sequence_parallel" if request.plan == "sequence_parallel" else "megatron"
-    )  # the plans of a ViT are named after its task
-    forward = [formula for formula in block.family(block.FAMILIES, plan).collectives if is_of_block(formula)]
+    """What the blocks send again in the backward pass: as forward, but for what only their output needs."""
     axis = next((axis for axis in request.mesh if axis in DATA_AXES), None)
-    again = [replace(formula, pass_="backward") for formula in forward[:-1]] * request.dims["L"]
+    again = recomputed_on_grid(request) if request.layer.startswith("grid.") else recomputed_1d(request)
     return [of_part(formula, axis) for formula in again] if axis else again
+
+
+def recomputed_1d(request: StepRequest) -> list[Expected]:
+    """All but the last sum of each block, which nobody reads."""
+    plan = "sequence_parallel" if request.plan == "sequence_parallel" else "megatron"  # a ViT names its task
+    forward = [formula for formula in block.family(block.FAMILIES, plan).collectives if is_of_block(formula)]
+    return [replace(formula, pass_="backward") for formula in forward[:-1]] * request.dims["L"]
+
+
+def recomputed_on_grid(request: StepRequest) -> list[Expected]:
+    """All but what the last product of each block sends for y alone: in `stationary` the sums of y.
+
+    The panels of SUMMA: XLA sees that nobody reads them; PyTorch's product keeps its operands when it is done.
+    """
+    family = family_of_request(request)
+    (variant,) = family.variants
+    own = [one for one in family.collectives if one.param in variant.params and one.param.startswith("blocks.")]
+    return [
+        replace(one, pass_="backward", torch_only=one.kind == "broadcast" and is_of_last_product(one))
+        for one in own
+        if one.pass_ == "forward" and not (one.kind == "reduce_scatter" and is_of_last_product(one))
+    ]
+
+
+def is_of_last_product(formula: Expected) -> bool:
+    """Whether the last product of a block sends it."""
+    return formula.param.endswith(".mlp.down.w")
 
 
 def is_of_block(formula: Expected) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -28,10 +29,11 @@ def family_of_request(request: StepRequest) -> Family:
 
 
 def padded(request: StepRequest) -> StepRequest:
-    """The request with rows of the table that fsdp and tp can cut, as training scripts pad them."""
+    """The request with rows of the table that fsdp and tp, or x and y, can cut, as training scripts pad them."""
     if "V" not in request.dims:
         return request
-    ways = request.mesh.get("fsdp", 1) * request.mesh.get("tp", 1)
+    fsdp, tp, x, y = (request.mesh.get(axis, 1) for axis in ("fsdp", "tp", "x", "y"))
+    ways = fsdp * tp * math.lcm(x, y)
     return replace(request, dims={**request.dims, "V": -(-request.dims["V"] // ways) * ways})
 
 

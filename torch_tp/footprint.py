@@ -110,7 +110,7 @@ def describe_work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resu
     for argument, value in zip(func._schema.arguments, args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write and not written:
             written += tensors_in(value)  # in-place operators that return nothing
-    read = list(tensors_in([args, kwargs]))
+    read = list(tensors_in([args, {key: value for key, value in kwargs.items() if key != "out"}]))
     if name in OVERWRITTEN:
         read = read[1:]
     if name in LOOKUPS:

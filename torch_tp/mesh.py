@@ -105,10 +105,17 @@ def make_mesh(axes: Mapping[str, int], device: str) -> DeviceMesh:
     return _make_mesh(tuple(axes.items()), device)
 
 
+def inner_axes(mesh: DeviceMesh) -> list[tuple[str, ...]]:
+    """All axes of the mesh, and the inner ones of them, as far as they are several: (dp, x, y) and (x, y)."""
+    names = mesh.mesh_dim_names or ()
+    return [names[first:] for first in range(len(names) - 1)]
+
+
 @functools.cache  # each call of init_device_mesh makes process groups of its own
 def _make_mesh(axes: tuple[tuple[str, int], ...], device: str) -> DeviceMesh:
     names, sizes = zip(*axes, strict=True)
     with unset_fake_temporarily():  # a mesh holds the ranks themselves
         mesh = init_device_mesh(device, sizes, mesh_dim_names=names)
-        mesh._flatten("+".join(names))  # a group over all axes: DTensor then reduces over them at once, not one by one
+        for inner in inner_axes(mesh):  # a group of these: DTensor then reduces over them at once, not one by one
+            mesh[inner]._flatten("+".join(inner))
     return mesh

@@ -14,6 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_tp.mesh import inner_axes
+
 
 def _payload_of_input(args: tuple[Any, ...], result: torch.Tensor) -> torch.Tensor:
     return args[0]
@@ -61,7 +63,7 @@ def _ranks(group: dist.ProcessGroup) -> tuple[int, ...]:
     return tuple(dist.get_process_group_ranks(group))
 
 
-PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm")
 NOT_COLLECTIVES = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}
 PACKAGE = Path(__file__).parent
 HERE = ("trace.py", "footprint.py", "questions.py", "worker.py")  # who records and who asks
@@ -117,14 +119,15 @@ class RecordCollectives(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
         names = self.mesh.mesh_dim_names or ()
-        several = [name for name in names if self.mesh[name].size() > 1]
         self._scopes: list[str] = []  # names of the open `record_function` scopes
         self._num_products = 0
         self._awaited: dict[int, tuple[int, int]] = {}  # storage -> index of its call, number of products before it
         # Keyed by ranks: DTensor caches operators by mesh, and may use the groups of an equal mesh made elsewhere.
         self._axes = {_ranks(self.mesh.get_group(name)): name for name in names}
-        if len(several) > 1:
-            self._axes[_ranks(self.mesh._flatten("+".join(names)).get_group())] = "+".join(several)
+        for inner in inner_axes(self.mesh):
+            several = [name for name in inner if self.mesh[name].size() > 1]
+            if len(several) > 1:
+                self._axes[_ranks(self.mesh[inner]._flatten("+".join(inner)).get_group())] = "+".join(several)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

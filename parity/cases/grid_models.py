@@ -25,28 +25,30 @@ ONE_BATCH = {"num_microbatches": 1}
 TOKENS = "(I//P)*(J//P)"
 
 
-def _blocks(algorithm: str) -> tuple[Expected, ...]:
-    return tuple(one for i in range(NUM_BLOCKS) for one in grid_block.collectives(algorithm, f"blocks.{i}."))
+def _blocks(algorithm: str, num_blocks: int) -> tuple[Expected, ...]:
+    return tuple(one for i in range(num_blocks) for one in grid_block.collectives(algorithm, f"blocks.{i}."))
 
 
-def _layouts(algorithm: str) -> dict[str, str]:
+def _layouts(algorithm: str, num_blocks: int) -> dict[str, str]:
     own = grid_block.layouts(algorithm)
     return {
-        **{name: own[name.split(".", 2)[2]] for name in stacked(tuple(own), NUM_BLOCKS)},
+        **{name: own[name.split(".", 2)[2]] for name in stacked(tuple(own), num_blocks)},
         "norm.scale": "D@y",
         "norm.b": "D@y",
     }
 
 
-def _of_image(formulas: tuple[Expected, ...]) -> tuple[Expected, ...]:
+def of_image(formulas: tuple[Expected, ...]) -> tuple[Expected, ...]:
     """The same for T patches in place of S tokens."""
     return tuple(replace(one, elements=one.elements.replace("S", TOKENS)) for one in formulas)
 
 
-def _gpt(algorithm: str) -> Family:
+def gpt(num_blocks: int = NUM_BLOCKS, plan: str = "summa") -> Family:
+    """GPT with this many blocks; plan: the algorithm, "summa" or "stationary"."""
+    algorithm = plan
     return Family(
         layer="grid.models.gpt",
-        plan=algorithm,
+        plan=plan,
         dims={**DIMS, **HEADS, "V": 36, "N": 30, "C": 5},
         tensors={
             "x": "B@x S",
@@ -54,12 +56,12 @@ def _gpt(algorithm: str) -> Family:
             "y": "",
             "tied.embed.table": "V@x D@y",
             "positions.table": "C D@y",
-            **_layouts(algorithm),
+            **_layouts(algorithm, num_blocks),
         },
         collectives=(
             *LOOKUPS[algorithm],
             of_rows("positions.table", "S*(D//y)"),
-            *_blocks(algorithm),
+            *_blocks(algorithm, num_blocks),
             *norm_collectives("norm."),
             *(replace(one, param="") for one in HEADS_OF_TABLE[algorithm]),
             *cross_entropy_collectives(algorithm == "stationary"),
@@ -69,7 +71,7 @@ def _gpt(algorithm: str) -> Family:
                 "gpt2",
                 block.GPT,
                 (*ROUNDED, *TRAINING),
-                ("tied.embed.table", "positions.table", *stacked(block.WITH_BIAS, NUM_BLOCKS), "norm.scale", "norm.b"),
+                ("tied.embed.table", "positions.table", *stacked(block.WITH_BIAS, num_blocks), "norm.scale", "norm.b"),
                 sizes={**SIZES, "num_ids": "N"},
                 max_norm=1.0,
             ),
@@ -83,16 +85,18 @@ def _gpt(algorithm: str) -> Family:
     )
 
 
-def _vit(task: str, algorithm: str) -> Family:
+def vit(num_blocks: int = NUM_BLOCKS, plan: str = "field_summa") -> Family:
+    """ViT with this many blocks; plan: the task, "field" or "classes", and the algorithm."""
+    task, algorithm = plan.split("_")
     is_field = task == "field"
     out, tokens = ("(C*P*P)", f"B*{TOKENS}") if is_field else ("V", "B")
     error = Expected("all_reduce", "x+y", "forward", "1", "the error sums over batch and C*P*P", in_float32=True)
     head = affine(algorithm, "D", {"head": out}, is_into=True)
-    params = ("embed.w", "embed.b", "positions.table", *stacked(block.WITH_BIAS, NUM_BLOCKS), "norm.scale", "norm.b")
+    params = ("embed.w", "embed.b", "positions.table", *stacked(block.WITH_BIAS, num_blocks), "norm.scale", "norm.b")
     data = {"truth": "B@x C I J"} if is_field else {"labels": "B@x"}
     return Family(
         layer="grid.models.vit",
-        plan=f"{task}_{algorithm}",
+        plan=plan,
         dims={**DIMS, **HEADS, "C": 3, "I": 6, "J": 4, "P": 2, **({} if is_field else {"V": 12, "N": 10})},
         tensors={
             "x": "B@x C I J",
@@ -100,7 +104,7 @@ def _vit(task: str, algorithm: str) -> Family:
             "embed.w": "(C*P*P)@x D@y",
             "embed.b": "D@y",
             "positions.table": f"{TOKENS} D@y",
-            **_layouts(algorithm),
+            **_layouts(algorithm, num_blocks),
             **into(algorithm, {**data, "head.w": f"D@x {out}@y", "head.b": f"{out}@y"}),
         },
         collectives=(
@@ -109,8 +113,8 @@ def _vit(task: str, algorithm: str) -> Family:
             of_rows("embed.b", "D//y"),
             Expected("all_reduce", "y", "backward", f"B//x*{TOKENS}*C*P*P", "embed: dx sums over D", of_input=True),
             of_rows("positions.table", f"{TOKENS}*(D//y)"),
-            *_of_image(_blocks(algorithm)),
-            *_of_image(norm_collectives("norm.")),
+            *of_image(_blocks(algorithm, num_blocks)),
+            *of_image(norm_collectives("norm.")),
             *(replace(one, elements=one.elements.replace("B*S", tokens)) for one in head),
             *((error,) if is_field else cross_entropy_collectives(algorithm == "stationary", "B//{rows}")),
         ),
@@ -134,6 +138,6 @@ def _vit(task: str, algorithm: str) -> Family:
 
 
 FAMILIES = (
-    *map(_gpt, LOOKUPS),
-    *(_vit(task, algorithm) for task in ("field", "classes") for algorithm in LOOKUPS),
+    *(gpt(plan=algorithm) for algorithm in LOOKUPS),
+    *(vit(plan=f"{task}_{algorithm}") for task in ("field", "classes") for algorithm in LOOKUPS),
 )

@@ -112,13 +112,14 @@ def beside(inner: Family, axis: str, names: tuple[str, ...]) -> Family:
         loss = (Expected("all_reduce", axes, "forward", "1", "the loss sums over the batch", of_loss=True),)
     else:
         if on_grid and "labels" in tensors:
-            loss += (Expected("all_reduce", "x", "forward", "1", "sum of a part's labels that count", in_float32=True),)
+            (rows,) = parse_layout(inner.tensors["labels"])[0].axes  # which share out a part's batch
+            loss += (Expected("all_reduce", rows, "forward", "1", "sum of a part's own labels", in_float32=True),)
         for reason in ("labels that count", "the weighted means") if "labels" in tensors else ("the means",):
             loss += (Expected("all_reduce", axis, "forward", "1", f"sum of {reason}", in_float32=True),)
     return Family(
         layer=f"hybrid.{inner.layer}",
         plan=axis,
-        dims={name: DIMS[name] for name in inner.dims},
+        dims={name: DIMS.get(name, size) for name, size in inner.dims.items()},
         tensors={**tensors, **{name: cut(name, layout, axis) for name, layout in params.items()}},
         collectives=(*(of_part(one, axis) for one in own), *of_parameters(params, axis), *loss),
         variants=tuple(

@@ -43,6 +43,7 @@ DIFFERENCES = (
         "",
         "JAX compiles for devices that are not there: `a100_devices`.",
     ),
+    Difference("mesh.py", "inner_axes", "mesh", "", "JAX reduces over any axes together, and needs no group for it."),
     Difference("mesh.py", "join", "device", "device, local_devices", DEVICES),
     Difference("mesh.py", "make_mesh", "axes, device", "axes, axis_type, devices", DEVICE),
     Difference("layouts.py", "to_tensor", "array, device", "", "JAX takes NumPy arrays as they are."),

@@ -2,8 +2,8 @@
 
     1D           2 all-reduces of B S D forward and 2 backward: what a GPU sends does not shrink with p
     sequence-p.  the same bytes as gathers and reduce-scatters of the norms' input and output
-    2D           x by y grid, p = x y: per weight [K, N] the products of `parity.cases.grid_matmul`, whose
-                 B S K / x and K N / y a GPU shrink as 1 / sqrt(p); norms' statistics (B S / x each) are left out
+    2D           x by y grid, p = x y: the products of `parity.cases.grid_block`, whose B S K / x (once for weights of
+                 the same input) and K N / y a GPU shrink as 1 / sqrt(p), and sums of norms and biases, which are small
 
 Compute is the same in all (the flops of a block over p), so collectives alone decide, if none is overlapped.
 """
@@ -11,12 +11,13 @@ Compute is the same in all (the flops of a block over p), so collectives alone d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from parity.cases import block, grid_matmul
+from parity.cases import block, grid_block
 from parity.cases.notation import Expected
 from parity.cost import Estimate, Group, collective_time, total, wire_factor
+from parity.predict import grid
 from parity.predict.request import DATA_AXES, Question, divided
 
 COUNTS = (4, 16, 64, 256, 1024)
@@ -41,7 +42,7 @@ def crossover(question: Question, counts: Iterable[int] = COUNTS) -> list[Sent]:
     rows = []
     for gpus in (count for count in counts if count <= most):
         rows += [_one_d(question, plan, gpus) for plan in ONE_D]
-        rows += [_two_d(question, plan, gpus) for plan in GRIDS]
+        rows += [_two_d(question, plan, grid.grid_of(gpus)) for plan in GRIDS]
     return rows
 
 
@@ -65,18 +66,16 @@ def _tokens(question: Question) -> int:
     return question.tokens // question.size(DATA_AXES)
 
 
-def _weights(question: Question) -> list[tuple[int, int]]:
-    """[K, N] of each weight of a block."""
-    shapes = question.preset.shapes()
-    return [(shape[0], shape[1]) for name, shape in shapes.items() if name.startswith("blocks.0.") and len(shape) == 2]
+def _of_block(question: Question, formulas: Iterable[Expected]) -> list[Expected]:
+    """Those of the parameters that the model's blocks have."""
+    names = [name.removeprefix("blocks.0.") for name in question.preset.shapes()]
+    return [formula for formula in formulas if formula.param in ("", *names) and not formula.of_loss]
 
 
 def _one_d(question: Question, plan: str, gpus: int) -> Sent:
-    names = [name.removeprefix("blocks.0.") for name in question.preset.shapes()]
-    formulas = block.family(block.FAMILIES, plan).collectives
-    own = [formula for formula in formulas if formula.param in ("", *names) and not formula.of_loss]
     sizes = {**question.preset.dims, "B": 1, "S": _tokens(question), "tp": gpus}
-    counted = [(formula, sizes, 1) for formula in own]
+    formulas = block.family(block.FAMILIES, plan).collectives
+    counted = [(formula, sizes, 1) for formula in _of_block(question, formulas)]
     return _sum(question, plan, {"tp": gpus}, counted, _refusal(question, gpus))
 
 
@@ -85,15 +84,17 @@ def _refusal(question: Question, ways: int) -> str:
     return next((f"{what} do not divide by {ways}" for what, size in divided(question).items() if size % ways), "")
 
 
-def _two_d(question: Question, plan: str, gpus: int) -> Sent:
-    x = max(side for side in range(1, int(gpus**0.5) + 1) if gpus % side == 0)
-    mesh = {"x": x, "y": gpus // x}
-    formulas = [one for one in block.family(grid_matmul.FAMILIES, plan).collectives if not one.of_loss]
-    counted = [
-        (formula, {"M": _tokens(question), "K": k, "N": n, **mesh}, max(mesh.values()))
-        for k, n in _weights(question)
-        for formula in formulas
-    ]
+def sent_on_grid(question: Question) -> Sent:
+    """What all blocks of the model send on the question's grid, by its algorithm."""
+    mesh = {axis: question.mesh[axis] for axis in grid.AXES}
+    one, blocks = _two_d(question, question.plan, mesh), question.preset.dims["L"]
+    return replace(one, wire_bytes=blocks * one.wire_bytes, time=total([(one.time, blocks)], one.time.basis))
+
+
+def _two_d(question: Question, plan: str, mesh: Mapping[str, int]) -> Sent:
+    sizes = {**question.preset.dims, "B": _tokens(question), "S": 1, **mesh}
+    formulas = _of_block(question, grid_block.collectives(plan))
+    counted = [(formula, sizes, max(mesh.values())) for formula in formulas]
     return _sum(question, plan, mesh, counted, _refusal(question, mesh["y"]))  # heads lie over y
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from parity.contract import STYLES
 from parity.cost import Machine
 from parity.cost.step import check_mesh
+from parity.predict import grid
 from parity.presets import Preset
 from parity.step_contract import XLA_FLAGS, StepRequest
 
 DATA_AXES = ("dp", "fsdp")  # those that share out the batch
-TENSOR_AXIS = "tp"  # grids are not traced as whole steps: `crossover` has their closed formulas
+TENSOR_AXIS = "tp"  # of 1D tensor parallelism; a grid has x and y
 PLANS = ("megatron", "sequence_parallel")  # of models of tokens; a ViT has the one of its preset
 DTYPES = ("bfloat16", "float32")
 
@@ -47,13 +48,13 @@ class Question:
         batch: int,
         seq: int | None,
         plan: str | None,
-        style: str,
+        style: str | None,
         dtype: str,
         is_checkpointed: bool,
         xla_flags: str = "default",
     ) -> Question:
-        """As the command line has it: the plan of the preset if none is named; a ViT's sequence is its patches; tp=1
-        where the mesh has no axis tp.
+        """As the command line has it: the plan of the preset and the style auto if none is named, on a grid summa and
+        manual; a ViT's sequence is its patches; tp=1 where the mesh has neither tp nor a grid.
 
         Raises RequestError for a model of tokens without a sequence, and for a mesh of other axes.
         """
@@ -65,16 +66,31 @@ class Question:
             seq = patches
         if seq is None:
             raise RequestError(f"{preset.name}: --seq is missing: how many tokens a sequence has")
-        mesh = mesh if TENSOR_AXIS in mesh else {**mesh, TENSOR_AXIS: 1}
-        check_axes(mesh)
-        return cls(
-            machine, preset, mesh, batch, seq, plan or preset.family.plan, style, dtype, is_checkpointed, xla_flags
-        )
+        if any(axis in mesh for axis in grid.AXES):
+            if reason := grid.why_no_grid(mesh, preset):
+                raise RequestError(reason)
+            plan, style = plan or grid.ALGORITHMS[0], style or grid.STYLE
+        else:
+            mesh = mesh if TENSOR_AXIS in mesh else {**mesh, TENSOR_AXIS: 1}
+            check_axes(mesh)
+        plan, style = plan or preset.family.plan, style or "auto"
+        return cls(machine, preset, mesh, batch, seq, plan, style, dtype, is_checkpointed, xla_flags)
+
+    @property
+    def is_on_grid(self) -> bool:
+        return grid.AXES[0] in self.mesh
 
     @property
     def plans(self) -> tuple[str, ...]:
-        """Those that the model can be traced in."""
+        """Those that the model can be traced in on this mesh: on a grid the algorithms."""
+        if self.is_on_grid:
+            return grid.ALGORITHMS
         return (self.preset.family.plan,) if self.preset.layer == "models.vit" else PLANS
+
+    @property
+    def tensor_axes(self) -> tuple[str, ...]:
+        """The axes of tensor parallelism."""
+        return grid.AXES if self.is_on_grid else (TENSOR_AXIS,)
 
     @property
     def num_gpus(self) -> int:
@@ -88,9 +104,9 @@ class Question:
         """GPUs along these axes, 1 where the mesh has none."""
         return prod(size for axis, size in self.mesh.items() if axis in axes)
 
-    def on(self, mesh: Mapping[str, int]) -> Question:
-        """The same on another mesh."""
-        return replace(self, mesh=dict(mesh))
+    def on(self, mesh: Mapping[str, int], plan: str | None = None, style: str | None = None) -> Question:
+        """The same on another mesh; in the same plan and style where no other is named."""
+        return replace(self, mesh=dict(mesh), plan=plan or self.plan, style=style or self.style)
 
     @property
     def id(self) -> str:
@@ -105,8 +121,8 @@ class Question:
         options: dict[str, Any] = dict(self.preset.options)
         return StepRequest(
             id=self.id,
-            layer=self.preset.layer,
-            plan=self.plan,
+            layer=(self.is_on_grid and grid.grid_layer(self.preset)) or self.preset.layer,
+            plan=grid.case_plan(self.preset, self.plan) if self.is_on_grid else self.plan,
             style=self.style,
             mesh=dict(self.mesh),
             dims=dims,
@@ -128,7 +144,7 @@ def check(question: Question) -> None:
     mesh, preset = question.mesh, question.preset
     for word, value, known in (
         ("plan", question.plan, question.plans),
-        ("style", question.style, STYLES),
+        ("style", question.style, (grid.STYLE,) if question.is_on_grid else STYLES),
         ("dtype", question.dtype, DTYPES),
         ("xla-flags", question.xla_flags, tuple(XLA_FLAGS)),
     ):
@@ -144,6 +160,10 @@ def check(question: Question) -> None:
     longest = preset.dims["C"] if preset.layer in ("models.gpt", "models.bert") else question.seq
     if question.seq > longest:
         raise RequestError(f"{preset.name} has {longest} positions: a sequence of {question.seq} is longer")
+    if question.is_on_grid:
+        if reason := grid.undivided(question):
+            raise RequestError(reason)
+        return
     tp = question.size(("tp",))
     sizes = divided(question)
     for what, size in sizes.items():
@@ -154,7 +174,7 @@ def check(question: Question) -> None:
 def check_axes(mesh: Mapping[str, int]) -> None:
     """Raises RequestError for a mesh that is not (dp | fsdp) x tp, tp innermost: steps are traced on no other."""
     if unknown := [axis for axis in mesh if axis not in (*DATA_AXES, TENSOR_AXIS)]:
-        raise RequestError(f"mesh axis {unknown[0]!r}: there are {', '.join((*DATA_AXES, TENSOR_AXIS))}")
+        raise RequestError(f"mesh axis {unknown[0]!r}: there are {', '.join((*DATA_AXES, TENSOR_AXIS, *grid.AXES))}")
     if all(axis in mesh for axis in DATA_AXES):
         raise RequestError(f"mesh {mesh_text(mesh)}: dp and fsdp together are not traced; take one of them")
     if list(mesh)[-1] != TENSOR_AXIS:

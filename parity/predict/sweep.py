@@ -8,8 +8,10 @@ from typing import Any
 
 from parity.cost import CostError, Estimate, Group, collective_time
 from parity.cost.step import link_of
+from parity.predict import grid
+from parity.predict.crossover import Sent, sent_on_grid
 from parity.predict.prediction import FrameworkStep, Prediction
-from parity.predict.request import TENSOR_AXIS, Question, RequestError, check, mesh_text
+from parity.predict.request import DATA_AXES, PLANS, TENSOR_AXIS, Question, RequestError, check, mesh_text
 
 DEGREES = (1, 2, 4, 8)
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
@@ -20,10 +22,16 @@ MUCH_SLOWER = 1.15  # than the fastest: to be avoided. Errors of two rows have m
 class Choice:
     """One way to lay the model out on the GPUs."""
 
-    name: str  # e.g. "tp=4", "sequence_parallel"
+    name: str  # e.g. "tp=4", "sequence_parallel", "2D summa"
     question: Question
     refused: str = ""  # why it cannot be, in one line
     prediction: Prediction | None = None
+    closed: Sent | None = None  # what all blocks send by closed formula, where the model has no step that can be traced
+
+    @property
+    def source(self) -> str:
+        """What its figures are from."""
+        return "formula" if self.closed else "trace"
 
     @property
     def steps(self) -> list[FrameworkStep]:
@@ -42,23 +50,29 @@ class Choice:
         return all(step.fit.fits for step in self.steps if step.fit)
 
     def tensor_traffic(self) -> tuple[float, float]:
-        """Bytes that a GPU sends along the axis tp, and seconds; the mean of the frameworks."""
+        """Bytes that a GPU sends along tp, or x and y, and seconds; the frameworks' mean, or by closed formula."""
+        if self.closed is not None:
+            return self.closed.wire_bytes, self.closed.time.seconds
         own = [
             one
             for step in self.steps
             if step.cost
             for one in step.cost.collectives
-            if TENSOR_AXIS in one.entry.axis.split("+")
+            if self.is_tensor_axis(one.entry.axis)
         ]
         number = max(len(self.steps), 1)
         return sum(one.wire_bytes for one in own) / number, sum(one.time.seconds for one in own) / number
+
+    def is_tensor_axis(self, axes: str) -> bool:
+        """Whether one of these axes, joined by "+", is of tensor parallelism."""
+        return not set(self.question.tensor_axes).isdisjoint(axes.split("+"))
 
     def share_of_tensor_axis(self) -> float:
         """Of the step, the tensor-parallel collectives that show, the mean of the frameworks."""
         shares = []
         for step in self.steps:
             assert step.cost is not None
-            own = [part.time.seconds for part in step.cost.parts if TENSOR_AXIS in part.name.split()[0].split("+")]
+            own = [part.time.seconds for part in step.cost.parts if self.is_tensor_axis(part.name.split()[0])]
             shares.append(sum(own) / step.cost.step.seconds)
         return sum(shares) / len(shares) if shares else 0.0
 
@@ -92,8 +106,24 @@ def tp_choices(question: Question, degrees: Iterable[int] = DEGREES) -> list[Cho
 
 
 def plan_choices(question: Question) -> list[Choice]:
-    """The plans of the model on the mesh as it is."""
-    return [_checked(plan, replace(question, plan=plan)) for plan in question.plans]
+    """The plans of the model on the mesh, 1D and on a grid of as many GPUs beside as many parts of the batch.
+
+    Beside the grid these parts hold whole blocks of parameters (dp), also where the mesh has fsdp. A grid of one row is
+    none. A model that has no form on a grid has the closed formula of its blocks.
+    """
+    ways, parts = question.size(question.tensor_axes), question.size(DATA_AXES)
+    data = {axis: size for axis, size in question.mesh.items() if axis in DATA_AXES}
+    lines = question if not question.is_on_grid else question.on({**data, TENSOR_AXIS: ways}, PLANS[0], "auto")
+    choices = [_checked(plan, replace(lines, plan=plan)) for plan in lines.plans]
+    sides = grid.grid_of(ways)
+    if min(sides.values()) == 1:
+        return choices
+    mesh = {**({"dp": parts} if parts > 1 else {}), **sides}
+    for algorithm in grid.ALGORITHMS:
+        name, planar = f"2D {algorithm}", question.on(mesh, algorithm, grid.STYLE)
+        is_traced = grid.grid_layer(question.preset) is not None
+        choices.append(_checked(name, planar) if is_traced else Choice(name, planar, closed=sent_on_grid(planar)))
+    return choices
 
 
 def _checked(name: str, question: Question) -> Choice:
@@ -115,6 +145,9 @@ def verdicts(choices: Iterable[Choice]) -> list[Verdict]:
 def _verdict(choice: Choice, best: Choice | None) -> Verdict:
     if choice.refused:
         return Verdict("impossible", choice.refused)
+    if choice.closed is not None:
+        why = f"no step to trace, as {choice.question.preset.layer} has no form on a grid: what its blocks send"
+        return Verdict("unknown", why)
     if choice.seconds is None:
         reasons = [step.skipped for step in choice.prediction.steps.values()] if choice.prediction else []
         return Verdict("unknown", "; ".join(dict.fromkeys(reasons)))
@@ -132,8 +165,8 @@ def _verdict(choice: Choice, best: Choice | None) -> Verdict:
 
 
 def tensor_link(question: Question) -> str:
-    """The link that the axis tp crosses."""
-    group = Group.of_axis(question.mesh, TENSOR_AXIS, question.machine.gpus_per_node)
+    """The link that the axis tp crosses, or x and y together."""
+    group = Group.of_axis(question.mesh, "+".join(question.tensor_axes), question.machine.gpus_per_node)
     return link_of(group) if group.gpus > 1 else "none"
 
 
@@ -157,6 +190,7 @@ def sweep_json(choices: Iterable[Choice]) -> list[dict[str, Any]]:
     rows = []
     for choice, verdict in zip(choices, verdicts(choices), strict=True):
         one: dict[str, Any] = {"name": choice.name, "mesh": mesh_text(choice.question.mesh), **vars(verdict)}
+        one["source"] = choice.source
         if not choice.refused:
             all_reduce = all_reduce_of(choice.question)
             one["link"] = tensor_link(choice.question)

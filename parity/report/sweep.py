@@ -40,7 +40,7 @@ def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
     table = plain_table()
     has_names = any(choice.name not in mesh_text(choice.question.mesh) for choice in choices)
     if has_names:
-        table.add_column("plan", no_wrap=True)
+        table.add_column("plan\n(from)", no_wrap=True)
     table.add_column("mesh")  # may wrap between its axes
     table.add_column("link", no_wrap=True)
     sent = ("sent by\nits axes", "\ntime") if has_names else ("all-\nreduce", "time\nof one")
@@ -51,7 +51,9 @@ def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
     for choice, verdict in zip(choices, found, strict=True):
         mesh = mesh_text(choice.question.mesh).replace(",", ", ")
         cells = ["-"] * 8 if choice.refused else _sweep_cells(choice, has_names)
-        table.add_row(*([choice.name] if has_names else []), mesh, *cells, style=STYLE[verdict.word])
+        name = choice.name.replace("_", "_\n").replace(" ", "\n")  # narrow; and what its figures are from
+        names = [f"{name}\n({choice.source})"] if has_names else []
+        table.add_row(*names, mesh, *cells, style=STYLE[verdict.word])
     return table
 
 
@@ -64,7 +66,7 @@ def _sweep_cells(choice: Choice, of_plan: bool) -> list[Text | str]:
         one = all_reduce_of(choice.question)
         sent = [size_text(activation_bytes(choice.question)), duration(one.seconds)] if one else ["-", "-"]
     steps = [choice.prediction.steps.get(name) if choice.prediction else None for name in FRAMEWORKS]
-    link, share = tensor_link(choice.question), f"{choice.share_of_tensor_axis():.0%}"
+    link, share = tensor_link(choice.question), f"{choice.share_of_tensor_axis():.0%}" if choice.steps else "-"
     return [link, *sent, share, *(_peak(step) for step in steps), *(_seconds(step) for step in steps)]
 
 

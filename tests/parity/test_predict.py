@@ -183,8 +183,8 @@ def changed(**options):
     [
         ({"mesh": "fsdp=128,tp=4"}, "mesh fsdp=128,tp=4 has 512 GPUs: derecho has 328 (82 nodes of 4)"),
         ({"mesh": "fsdp=2,tp=3"}, "groups of tp=3 lie unevenly on nodes of 4 GPUs (derecho); tp=2 or tp=4 would work"),
-        ({"mesh": "pp=2,tp=4"}, "mesh axis 'pp': there are dp, fsdp, tp"),
-        ({"mesh": "x=2,y=2", "sweep": "tp"}, "mesh axis 'x': there are dp, fsdp, tp"),
+        ({"mesh": "pp=2,tp=4"}, "mesh axis 'pp': there are dp, fsdp, tp, x, y"),
+        ({"mesh": "x=2,y=2", "model": "bert-base"}, "models.bert has no form on a grid"),
         ({"mesh": "dp=2,fsdp=2,tp=2"}, "mesh dp=2,fsdp=2,tp=2: dp and fsdp together are not traced"),
         ({"mesh": "tp=4,fsdp=2"}, "mesh tp=4,fsdp=2: tp must be the last axis"),
         ({"mesh": "tp"}, "--mesh 'tp': expected NAME=SIZE"),
@@ -309,12 +309,13 @@ def test_1d_sends_what_its_formula_says_and_2d_less_from_some_number_on():
         one_d = 4 * 2 * (gpus - 1) / gpus * 2 * tokens * features
         assert own["megatron"].wire_bytes == one_d
         assert own["sequence_parallel"].wire_bytes == pytest.approx(one_d, rel=1e-3)  # and the norms' gradients
-        side, weights = gpus**0.5, ((4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), *[(4096, 14336)] * 3)
-        # Forward gathers x and w, backward reduce-scatters dx and dw: (side - 1) / side of each.
-        gathered = sum(2 * 2 * (tokens * k + k * n) / side * (side - 1) / side for k, n in weights[:6])
-        k, n = 14336, 4096
-        gathered += 2 * 2 * (tokens * k + k * n) / side * (side - 1) / side
-        assert own["gathered"].wire_bytes == pytest.approx(gathered)
+        # Forward gathers x and w, backward reduce-scatters dx and dw: (side - 1) / side of each. q, k and v have one
+        # x, gate and up another. Norms sum 4 numbers a token, in float32, and their scales.
+        side, columns = gpus**0.5, (6144, 4096, 2 * 14336, 4096)
+        products = zip((4096, 4096, 4096, 14336), columns, strict=True)
+        gathered = sum(2 * 2 * (tokens * k + k * n) / side * (side - 1) / side for k, n in products)
+        norms = 2 * (2 * (4 * tokens / side) + 2 * 4096 / side) * 2 * (side - 1) / side
+        assert own["gathered"].wire_bytes == pytest.approx(gathered + norms)
     assert first_win(rows, by_time=False) == 4
     assert first_win(rows, by_time=True) == 16
     refused = {(row.plan, row.gpus): row.refused for row in rows}

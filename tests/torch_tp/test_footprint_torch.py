@@ -32,6 +32,15 @@ def test_product_of_shards_counts_what_a_device_has_and_not_how_its_global_shape
     assert {one.flops for one in record.work} == {2 * M * N // TP * K}
 
 
+def test_a_product_into_a_given_tensor_writes_it_and_one_that_adds_reads_it(mesh):
+    a, b, c = torch.empty(M, K), torch.empty(K, N), torch.empty(M, N)
+    with RecordFootprint(mesh) as record:
+        torch.mm(a, b, out=c)
+        c.addmm_(a, b)
+    assert [(one.kind, one.flops) for one in record.work] == [("matmul", 2 * M * N * K)] * 2
+    assert [one.moved_bytes for one in record.work] == [4 * (M * K + K * N + n * M * N) for n in (1, 2)]
+
+
 def test_bytes_of_views_copies_and_lookups(mesh):
     table, ids = torch.empty(100, 4), torch.zeros(3, dtype=torch.int64)
     with RecordFootprint(mesh) as record:
