@@ -36,7 +36,7 @@ def formula_step(framework, request):
     return StepTrace(framework, request.id, entries, (work,), Memory(1, 1, 2, 3, 4, 11, "test"))
 
 
-def traced(requests, commands):
+def traced(requests, commands, on_event=None):
     return {framework: [formula_step(framework, one) for one in requests] for framework in ("torch", "jax")}
 
 
