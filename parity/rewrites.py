@@ -67,7 +67,8 @@ def explain(
 ) -> tuple[list[Explained], dict[Key, int]]:
     """The rewrites that lead from the plan's payloads to those found, and the bytes in excess (negative: missing).
 
-    only_equivalents: exclude rewrites that change the pass or the dtype, or put more bytes on the wire.
+    only_equivalents: exclude rewrites that change the pass (but of sums over several axes) or the dtype, or put more
+    bytes on the wire.
     """
     more = {key: have.get(key, 0) - want.get(key, 0) for key in {*want, *have}}
     found: list[Explained] = []
@@ -79,8 +80,10 @@ def explain(
                 found += _apply(rewrite.name, more, before, after)
     for pass_, axis, dtype, kind in sorted(more):
         if kind == "all_reduce" and "+" in axis:
-            parts = [(pass_, part, dtype, kind) for part in axis.split("+")]
-            found += _apply(NESTED.format(" and ".join(axis.split("+"))), more, parts, [(pass_, axis, dtype, kind)])
+            name = NESTED.format(" and ".join(axis.split("+")))
+            for own in (pass_, *PASSES):  # a loss may be summed with the gradients, in their pass
+                parts = [(own, part, dtype, kind) for part in axis.split("+")]
+                found += _apply(name, more, parts, [(pass_, axis, dtype, kind)])
     if not only_equivalents:
         for key in sorted(more):
             for pass_ in PASSES:

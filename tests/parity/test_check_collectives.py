@@ -83,3 +83,10 @@ def test_sums_over_two_axes_may_be_one_and_are_named() -> None:
     assert (finding.verdict, rewrites) == ("pass", ["jax: all-reduces over dp and x = one over all of them"])
     assert nested(64, 40)[0].verdict == "fail"
     assert nested(64, 32, is_compiled=False)[0].verdict == "fail"
+
+
+def test_a_sum_over_two_axes_may_be_combined_with_those_of_a_later_pass() -> None:
+    planned = [Collective("all_reduce", axis, "float64", 8, 2, "forward") for axis in ("tp", "dp")]
+    for pass_, size, verdict in (("forward", 16, "pass"), ("backward", 16, "pass"), ("backward", 24, "fail")):
+        done = [Collective("all_reduce", "dp+tp", "float64", size, 1, pass_)]
+        assert check_collectives("jax", done, planned, is_compiled=True)[0].verdict == verdict
