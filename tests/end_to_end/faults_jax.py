@@ -44,6 +44,21 @@ def twice(original: Any) -> Any:
     return lambda x, axis: original(lax.pcast(original(x, axis), axis, to="varying") / lax.axis_size(axis), axis)
 
 
+def summed_backward_too(original: Any) -> Any:
+    """The transpose of psum is taken for a psum: so it is inside `shard_map(check_vma=False)`."""
+
+    @partial(jax.custom_vjp, nondiff_argnums=(1,))
+    def reduce(x, axis):  # type: ignore[no-untyped-def]
+        return original(x, axis)
+
+    def transpose(axis, _, grad):  # type: ignore[no-untyped-def]
+        varying = partial(lax.pcast, axis_name=axis, to="varying")
+        return (varying(lax.psum(varying(grad), axis)),)
+
+    reduce.defvjp(lambda x, axis: (original(x, axis), None), transpose)
+    return reduce
+
+
 def from_the_next(original: Any) -> Any:
     return lambda x, axis, source: original(x, axis, (source + 1) % lax.axis_size(axis))
 
@@ -81,6 +96,18 @@ def replicated(original: Any) -> Any:
 
     def place(array, mesh, spec):  # type: ignore[no-untyped-def]
         return original(array, mesh, P(None, None) if len(array.shape) == 2 else spec)
+
+    return place
+
+
+def cut_as_one(original: Any) -> Any:
+    """Of weights packed one after the other, [D, C, F], each device takes the same share of all C F columns."""
+
+    def place(array, mesh, spec):  # type: ignore[no-untyped-def]
+        if isinstance(array, np.ndarray) and spec == P(None, None, "tp"):
+            shards = np.split(array.reshape(len(array), -1), mesh.size, 1)
+            array = np.concatenate([shard.reshape(*array.shape[:2], -1) for shard in shards], 2)
+        return original(array, mesh, spec)
 
     return place
 
@@ -167,5 +194,8 @@ def replacements(fault: str) -> dict[str, Replace]:
         "panel_of_another_owner": {"broadcast": from_the_next},
         "norm_gradient_of_own_rows": {"copy_to_tp": but_over_x},
         "masks_by_local_place": {"positions": by_local_place},
+        "gradients_times_tp": {"reduce_from_tp": summed_backward_too},
+        "fused_weight_cut_as_one": {"place": cut_as_one},
+        "norm_gradient_of_own_tokens": {"copy_to_tp": only_first_gradient},
         "target_of_another_dtype": {"loss_and_gradients": narrower_target},
     }[fault]

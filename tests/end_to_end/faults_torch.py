@@ -10,6 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -23,6 +24,13 @@ def identity(original: Any) -> Any:
 
 def twice(original: Any) -> Any:
     return lambda x, axis: original(original(x, axis) / axis.size(), axis)
+
+
+def summed_backward_too(original: Any) -> Any:
+    """The transpose of the all-reduce is taken for an all-reduce, as `torch.distributed.nn.all_reduce` does."""
+    from torch_tp.collectives import copy_to_tp
+
+    return lambda x, axis: original(copy_to_tp(x, axis), axis)
 
 
 def from_the_next(original: Any) -> Any:
@@ -63,6 +71,18 @@ def replicated(original: Any) -> Any:
 
     def place(array, mesh, placement):  # type: ignore[no-untyped-def]
         return original(array, mesh, Replicate() if array.ndim == 2 else placement)
+
+    return place
+
+
+def cut_as_one(original: Any) -> Any:
+    """Of weights packed one after the other, [C, F, D], each device takes the same share of all C F columns."""
+
+    def place(array, mesh, placement):  # type: ignore[no-untyped-def]
+        if array.ndim == 3 and placement == Shard(1):
+            shards = np.split(array.reshape(-1, array.shape[2]), mesh.size())
+            array = np.concatenate([shard.reshape(len(array), -1, array.shape[2]) for shard in shards], 1)
+        return original(array, mesh, placement)
 
     return place
 
@@ -154,5 +174,8 @@ def replacements(fault: str) -> dict[str, Replace]:
         "panel_of_another_owner": {"broadcast": from_the_next},
         "norm_gradient_of_own_rows": {"copy_to_tp": but_over_x},
         "masks_by_local_place": {"positions": by_local_place},
+        "gradients_times_tp": {"reduce_from_tp": summed_backward_too},
+        "fused_weight_cut_as_one": {"place": cut_as_one},
+        "norm_gradient_of_own_tokens": {"copy_to_tp": identity},
         "target_of_another_dtype": {"loss_and_gradients": narrower_target},
     }[fault]

@@ -29,13 +29,17 @@ FAULTS = {
     14: "panel_of_another_owner",
     15: "norm_gradient_of_own_rows",
     16: "masks_by_local_place",
+    17: "gradients_times_tp",
+    18: "fused_weight_cut_as_one",
+    19: "norm_gradient_of_own_tokens",
 }
 
 
 @contextmanager
 def planted(framework: str, fault: str) -> Iterator[None]:
     """Replace what makes the fault, in the layers and the optimizer of this framework."""
-    names = ("linear", "mlp", "dropout", "hybrid", "grid.norm", "grid.summa", "optimizer", "tasks")
+    layers = ("linear", "packed", "mlp", "norm", "dropout", "hybrid", "grid.norm", "grid.summa")
+    names = (*layers, "optimizer", "tasks")
     modules = [importlib.import_module(f"{framework}_tp.{name}") for name in names]
     replacements = importlib.import_module(f"faults_{framework}").replacements(fault)
     with ExitStack() as stack:

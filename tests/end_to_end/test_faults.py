@@ -43,8 +43,11 @@ PLANTED = {
     "norm_gradient_of_own_rows": ("grid", "layer_norm", "manual", rf" scale.grad: .*({NUMBERS})"),
     "masks_by_local_place": ("feature_parallel", "half", "manual", rf" y: .*({NUMBERS})"),
     "decay_of_the_framework": ("megatron", "gelu_erf", "typed", rf" step1.down.w: .*({NUMBERS})"),
+    "gradients_times_tp": ("row_parallel", "bias", "manual", rf" w.grad: .*({NUMBERS})"),
+    "fused_weight_cut_as_one": ("contiguous", "contiguous", "manual", rf" y: .*({NUMBERS})"),
+    "norm_gradient_of_own_tokens": ("norm/sequence_parallel", "layer_norm", "manual", rf" scale.grad: .*({NUMBERS})"),
 }
-LAYERS = ("linear", "mlp", "dropout", "hybrid.block", "grid.linear", "grid.norm")
+LAYERS = ("linear", "mlp", "dropout", "fused_attention", "norm", "hybrid.block", "grid.linear", "grid.norm")
 IN_TRAINING = ("weights_never_move", "replicated_gradients_counted_tp_times", "decay_of_the_framework")
 # The faults that must be seen as well where rounding is coarser.
 ALSO_FLOAT32 = ("missing_all_reduce", "bias_added_tp_times", "swapped_shards", "gelu_tanh_for_erf", *IN_TRAINING)
@@ -53,13 +56,15 @@ IN_BOTH = ("gradients_not_synced_over_dp",)  # in a step and in training
 
 def case_of(fault: str, numerics: str, seed: int):
     plan, variant, style, _ = PLANTED[fault]
-    (family,) = (family for family in FAMILIES if family.plan == plan and family.layer in LAYERS)
+    layers = (plan.partition("/")[0],) if "/" in plan else LAYERS
+    (family,) = (one for one in FAMILIES if one.plan == plan.rpartition("/")[2] and one.layer in layers)
     wanted = Selection(
         meshes=({"tp": 4}, {"dp": 2, "tp": 2}, {"x": 2, "y": 2}),
         numerics=(numerics,),
         variants=(variant,),
         seeds=(seed,),
-        dims={"S": 5 + seed},  # a program of its own for each fault: cases of one program are traced once
+        # A program of its own for each fault, as cases of one program are traced once; tp divides a sequence it shards.
+        dims={"S": (5 + seed) * (4 if "sequence" in plan else 1)},
     )
     (case,) = (case for case in cases_of(family, wanted) if case.style == style)
     return case

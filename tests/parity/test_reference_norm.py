@@ -69,6 +69,20 @@ def test_part_of_the_tokens_and_another_eps_exceed_the_bound(kind: str, dtype: s
     assert error_in_bounds(right.astype(dtype), right, bound["y"]) < 1
 
 
+def test_variance_as_a_difference_of_means_exceeds_the_bound_where_the_mean_is_large() -> None:
+    """Flax's default, use_fast_variance: mean(x^2) - mean(x)^2 cancels."""
+    options, params, batch = inputs("layer_norm", True, "float32")
+    batch = {**batch, "x": batch["x"] + np.float32(1e3)}
+    want, bound = evaluate("norm", options, params, batch)["y"], bounds("norm", options, params, batch, "float32", 1, 0)
+    x, scale, b = batch["x"], params["scale"], params["b"]
+    centred, variance = x - x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    fast = np.mean(x * x, -1, keepdims=True) - x.mean(-1, keepdims=True) ** 2
+    right, wrong = (centred / np.sqrt(one + np.float32(1e-2)) * scale + b for one in (variance, fast))
+    assert right.dtype == wrong.dtype == np.float32
+    assert error_in_bounds(right, want, bound["y"]) < 1
+    assert error_in_bounds(wrong, want, bound["y"]) > 10
+
+
 def test_bfloat16_is_computed_in_float32_and_rounded_where_it_is_stored() -> None:
     rules = RoundingModel("bfloat16", 1, np.random.default_rng(0))
     x = rules.load(np.full(1000, 1.5))
