@@ -3,8 +3,8 @@
 The algorithm is the plan: `summa` unless `stationary` is named. A ViT's plan of the cases names its task too.
 Beside a grid steps are traced with dp alone: of fsdp (`hybrid`) no closed formula of a whole step is checked yet.
 
-SUMMA's panels are fetched one ahead, but count as awaited: XLA does so by its defaults, and PyTorch awaits functional
-collectives at once while it traces.
+SUMMA's panels are fetched one ahead. In PyTorch's trace they all count as awaited, since functional collectives are
+awaited at once under a fake group; of XLA's, those that its schedule puts beside work count as hidden.
 """
 
 from __future__ import annotations
