@@ -136,7 +136,7 @@ class PairedTimes(Record):
 
 @dataclass(frozen=True)
 class Measured(Record):
-    """Seconds on one rank of each call of a CollectiveQuestion; none where the backend has not got the collective."""
+    """Seconds on one rank of each call of a CollectiveQuestion; empty if the backend lacks the collective."""
 
     case: str
     rank: int

@@ -1,4 +1,4 @@
-"""Whole steps of training, traced by both frameworks side by side for GPUs that this machine has not got."""
+"""Whole steps of training, traced by both frameworks side by side for GPUs that this machine does not have."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
 The layer is jax_tp/mlp.py. A column-parallel kernel is `P(None, "tp")` of Flax's [in, out], a row-parallel one
 `P("tp", None)`; a replicated input is `P(None, None, None)`. A sum whose parts lie on the devices has no name outside
-of `shard_map`: inside, it is a value that varies over "tp", and `psum` makes it whole.
+of `shard_map`: inside, it is a value that varies over "tp", and `psum` adds its parts.
 """
 
 from __future__ import annotations

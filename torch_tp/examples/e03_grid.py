@@ -27,7 +27,7 @@ ALGORITHMS = {
     "that it needs. Square grids only.",
     "gathered": "first collect the whole row of blocks of x and column of blocks of w, then one product. Fewer\n"
     "messages, the same bytes; but what is in memory grows with the grid.",
-    "stationary": "the weight stays. The x that meets the own block is collected, the parts of y are summed and\n"
+    "stationary": "the weight stays. The x that it multiplies is collected, the parts of y are summed and\n"
     "scattered. Good where there are fewer tokens than features.",
 }
 
