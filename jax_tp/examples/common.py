@@ -20,6 +20,7 @@ from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
+from jax_tp.examples import without_driver_lines
 from jax_tp.layouts import Plan, named_parameters, native_name, place
 from jax_tp.mesh import RANK_VARIABLES, join, leave, read_rank
 from jax_tp.trace import Call, declared_collectives
@@ -73,7 +74,8 @@ def use_all_devices(device: str) -> None:
     if device == "cpu":
         jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
     try:
-        jax.devices()
+        with without_driver_lines():
+            jax.devices()
     except (RuntimeError, AssertionError):  # which of them depends on whether the plugin is installed
         raise RuntimeError(f"JAX {jax.__version__} finds no {device} device here: take --device cpu") from None
 

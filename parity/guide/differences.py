@@ -214,6 +214,9 @@ DIFFERENCES = (
     Difference(
         "examples/common.py", "start_group", "device", "", "A JAX process can drive several devices, so one will do."
     ),
+    Difference(
+        "examples/__init__.py", "without_driver_lines", "", "()", "JAX's CUDA plugin logs that it finds no driver."
+    ),
     Difference("examples/common.py", "use_all_devices", "", "device", "As for start_group."),
     Difference("examples/common.py", "keep_stdout_ours", "", "()", "Gloo tells JAX's stdout whom it is connected to."),
     Difference("examples/common.py", "by_name", "names, tensors", "names, params", TRANSPOSED),

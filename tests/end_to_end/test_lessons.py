@@ -80,3 +80,20 @@ def test_too_few_devices_are_refused_in_one_line(package, variables, options, li
     done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert re.search(line, done.stderr.splitlines()[-1])  # JAX's CUDA plugin logs more before it
+
+
+def test_a_lesson_alone_says_nothing_on_stderr():
+    """JAX's CUDA plugin, which the extra a100 installs, logs for each of its libraries that it finds no driver."""
+    command = [sys.executable, "-m", "jax_tp.examples.e01_basic"]
+    done = subprocess.run(command, env=without_starter(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_only_the_lines_about_the_driver_are_left_out(capfd):
+    with import_module("jax_tp.examples").without_driver_lines():
+        os.write(2, b"I0000 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.\n")
+        os.write(2, b"E0000 something real\n")
+    assert capfd.readouterr().err == "E0000 something real\n"
+    os.write(2, b"Could not find cuda drivers on your machine\n")
+    assert capfd.readouterr().err == "Could not find cuda drivers on your machine\n"
