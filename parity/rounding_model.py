@@ -75,6 +75,8 @@ class RoundingModel:
     def _round(self, values: np.ndarray, function_units: float = 0.0) -> np.ndarray:
         relative = self.storage.unit + function_units * self.accumulator.unit
         size = np.maximum(relative * np.abs(values), self.storage.tiny)
+        if self.storage.name == "float64":  # the model's own numbers: less than their spacing would mostly be lost
+            size = np.maximum(size, np.spacing(np.abs(values)))
         noise: np.ndarray = values + np.where(values != 0, size, 0.0) * self.rng.uniform(-1, 1, values.shape)
         return noise
 
