@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.lax import with_sharding_constraint
+from jax.lax import optimization_barrier, with_sharding_constraint
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
@@ -125,4 +125,5 @@ def own_tokens(x: jax.Array, dim: int, style: str) -> jax.Array:
         return map_shards(lambda whole: split_to_tp(whole, "tp", dim), in_specs=whole, out_specs=own)(x)
     if style == "typed":
         return reshard(x, own)
-    return with_sharding_constraint(with_sharding_constraint(x, whole), own)  # backward: gathered here, not later
+    # Backward: gathered here, not later. Of two constraints in a row XLA may keep the first alone, hence the barrier.
+    return with_sharding_constraint(optimization_barrier(with_sharding_constraint(x, whole)), own)
