@@ -32,7 +32,6 @@ REQUESTS = {
     one.id: one
     for one in (
         request("summa"),
-        request("beside", mesh=BESIDE),
         request("large", mesh=LARGE),
         request("again", recompute=True),
         request("vit", "classes_stationary", BESIDE, **VIT),
@@ -66,7 +65,7 @@ def flops(trace):
     return done
 
 
-@pytest.mark.parametrize("name", ["summa", "beside", "large"])
+@pytest.mark.parametrize("name", ["summa", "large"])
 def test_both_multiply_what_the_model_has(name, traces):
     B, S, L, D, H, E, F, V = (DIMS[letter] for letter in "BSLDHEFV")
     weights = L * (4 * D * H * E + 2 * D * F) + D * V  # the head; the embedding is looked up
