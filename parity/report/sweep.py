@@ -39,10 +39,9 @@ def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
     """Mesh, link and cost of one all-reduce of the activations; memory and step time of each framework."""
     table = plain_table()
     has_names = any(choice.name not in mesh_text(choice.question.mesh) for choice in choices)
-    if has_names:
-        table.add_column("plan\n(from)", no_wrap=True)
-    table.add_column("mesh")  # may wrap between its axes
-    table.add_column("link", no_wrap=True)
+    table.add_column("plan\n(from)" if has_names else "mesh")  # may wrap between a mesh's axes
+    if not has_names:  # else the lines below have it
+        table.add_column("link", no_wrap=True)
     sent = ("sent by\nits axes", "\ntime") if has_names else ("all-\nreduce", "time\nof one")
     for name in (*sent, "of the\nstep", *(f"{name}\npeak" for name in FRAMEWORKS)):
         table.add_column(name, justify="right", no_wrap=True)
@@ -50,10 +49,11 @@ def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
         table.add_column(f"{name}\nstep", justify="right", no_wrap=True)
     for choice, verdict in zip(choices, found, strict=True):
         mesh = mesh_text(choice.question.mesh).replace(",", ", ")
-        cells = ["-"] * 8 if choice.refused else _sweep_cells(choice, has_names)
-        name = choice.name.replace("_", "_\n").replace(" ", "\n")  # narrow; and what its figures are from
-        names = [f"{name}\n({choice.source})"] if has_names else []
-        table.add_row(*names, mesh, *cells, style=STYLE[verdict.word])
+        cells = (["-"] * 8 if choice.refused else _sweep_cells(choice, has_names))[has_names:]
+        if has_names:  # all in one column, since the others take most of 80; last, what the figures are from
+            name = choice.name.replace("sequence_", "sequence_\n")
+            mesh = f"{name}\n{mesh.replace(' ', '')}\n({choice.source})"
+        table.add_row(mesh, *cells, style=STYLE[verdict.word])
     return table
 
 

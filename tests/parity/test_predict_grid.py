@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -33,7 +34,7 @@ def formula_step(framework, request):
         for one in step_formula(padded(request), framework == "jax")
     )
     work = Operation("forward", "matmul", 4096, 4096, 4096, 1, flops=2 * 4096**3)
-    return StepTrace(framework, request.id, entries, (work,), Memory(1, 1, 2, 3, 4, 11, "test"))
+    return StepTrace(framework, request.id, entries, (work,), Memory(1, 1, 2, 3, 4, 6_500_000_000, "test"))
 
 
 def traced(requests, commands, on_event=None):
@@ -82,13 +83,19 @@ def test_json_has_links_ledger_and_reconciliation_of_both_axes(call):
         assert {part["name"].split()[0] for part in step["parts"] if "collectives" in part["name"]} == {"x", "y", "x+y"}
 
 
+def with_figures(choice):
+    """The choice with a prediction of both frameworks."""
+    answers = {name: formula_step(name, choice.question.request()) for name in ("torch", "jax")}
+    return replace(choice, prediction=predict(choice.question, answers))
+
+
 @pytest.mark.parametrize("columns", [80, 100, 200])
 def test_tables_of_a_grid_are_whole(columns):
     question = asked(mesh=BESIDE)
     console = Console(width=columns, file=StringIO())
     answers = {name: formula_step(name, question.request()) for name in ("torch", "jax")}
     print_prediction(console, predict(question, answers))
-    print_sweep(console, plan_choices(question), "by plan")
+    print_sweep(console, [with_figures(one) for one in plan_choices(question)], "by plan")
     text = console.file.getvalue()
     for word in ("plan summa", "style manual", "dp=2,x=2,y=2", "broadcast", "2D stationary"):
         assert word in text
