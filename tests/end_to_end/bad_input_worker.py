@@ -115,12 +115,14 @@ def main() -> int:
         inside = nullcontext
     answers: dict[str, str] = {}
 
-    def ask(name: str, number: int, state: State, change_plan: Callable[[Any], Any] = lambda plan: plan) -> None:
+    def ask(
+        name: str, number: int, state: State, change_plan: Callable[[Any], Any] = lambda plan: plan, **more: Any
+    ) -> None:
         layer, plan_name, variant = LAYERS[number]
         case, plan = question(layer, plan_name, variant)[0], layers[layer].PLANS[plan_name]
         with inside():
             answers[name] = answer(
-                lambda: layers[layer].build(mesh, "manual", change_plan(plan), state, **case.options)
+                lambda: layers[layer].build(mesh, "manual", change_plan(plan), state, **case.options, **more)
             )
 
     more = layers["linear"].PLANS["row_parallel"]
@@ -133,6 +135,7 @@ def main() -> int:
         ask(f"{number} plan with a param", number, state, lambda p: replace(p, params={**p.params, "wieght": p.x}))
         if layers[layer[0]].PLANS[layer[1]].children:
             ask(f"{number} plan with less", number, state, lambda p: replace(p, children={}))
+    ask("dropout of Llama", 15, question(*LAYERS[15])[1], drop_rate=0.1)
     case, _, batch = question(*LAYERS[13])
     for name in ("x", "labels"):
         wrong = {**batch, name: np.full_like(batch[name], case.options["num_ids"])}

@@ -76,3 +76,8 @@ def test_ids_outside_the_vocabulary_are_refused(answers):
     for name in ("x", "labels"):
         assert answers["torch"][f"{name} outside"].startswith(f"{name}[0, 0] is ")
         assert "ids are 0 to " in answers["torch"][f"{name} outside"]
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_dropout_of_a_model_without_any_is_refused(answers, framework):
+    assert answers[framework]["dropout of Llama"] == "drop_rate=0.1: Llama has no dropout; 0 would work"

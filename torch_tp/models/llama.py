@@ -107,9 +107,11 @@ def build(
     """The model in one of the three styles; `state`: those of embed, blocks.0 .. blocks.{L-1}, norm, head.
 
     num_ids: number of rows of the table and logits that are ids; the rest is padding. options: those of `block.build`.
-    Raises ValueError as the layers' `build` do.
+    Raises ValueError as the layers' `build` do, and for a drop_rate: Llama has no dropout.
     """
     check_plan(plan, PLANS)
+    if rate := options.get("drop_rate"):
+        raise ValueError(f"drop_rate={rate}: Llama has no dropout; 0 would work")
     heads = {"H": options["num_heads"], "K": options["num_kv_heads"]}
     check_state(state, SHAPES | blocks_of(state, options), heads)
 
