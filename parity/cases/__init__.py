@@ -94,7 +94,7 @@ SUITES: dict[str, tuple[Selection, ...]] = {
             plans=("column_parallel", "row_parallel", "megatron"),
         ),
     ),
-    # Every layer, plan and style (of whole models none) where the axis has one neighbour and where it has several.
+    # Every layer, plan and style (of whole models only some) where the axis has one neighbour and where it has several.
     # Every kind of numbers on the fewest processes, since each compiles for itself; exact operands in bfloat16, as its
     # program is there already.
     "standard": (
@@ -106,6 +106,21 @@ SUITES: dict[str, tuple[Selection, ...]] = {
         Selection(meshes=({"tp": 4},), numerics=("float64", "train-float64"), variants=TYPICAL),
         # Dropout where it is most of all: of whole heads, of own tokens, each layer by a number of its own.
         Selection(meshes=({"tp": 2},), numerics=("float64",), variants=("gpt2_dropout",), plans=("sequence_parallel",)),
+        # Float32 where sums are long and functions elementary; a language model whole.
+        Selection(
+            meshes=({"tp": 2},),
+            numerics=("float32",),
+            variants=("gelu_erf", "multi_head", "grouped_causal_rope", "gpt", "llama", "label_smoothing"),
+            plans=("megatron", "vocab_parallel"),
+            layers=("mlp", "attention", "cross_entropy", "block"),
+        ),
+        Selection(
+            meshes=({"tp": 2},),
+            numerics=("float64",),
+            variants=("gpt2", "llama3"),
+            plans=("megatron",),
+            layers=("models.*",),
+        ),
         # Parameters that lie over both axes and others that lie over one, clipped together.
         Selection(meshes=HYBRIDS[1:2], numerics=("train-float64",), variants=("llama",), layers=("hybrid.block",)),
         # On grids the product by every algorithm, and blocks; the other layers and models of the grid are in "full".
