@@ -123,8 +123,9 @@ def check_collectives(
 ) -> tuple[Finding, list[str]]:
     """Bytes by (pass, axis, dtype, kind) equal the closed formula, no more and no less; and the rewrites found.
 
-    A compiler may merge a forward collective with a backward one, so sums over both passes are compared, and within a
-    pass it may use equivalent collectives. Dispatched or declared collectives must match exactly.
+    A compiler may merge a forward collective with a backward one, so sums over both passes are compared; within a pass
+    it may use equivalent collectives, and the sums of a loss may be combined with those of gradients. Dispatched or
+    declared collectives must match exactly.
     wider: the same collectives, with those in float32 that a compiler may reduce before rounding to bfloat16.
     """
     finding = Finding()

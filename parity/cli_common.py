@@ -25,6 +25,7 @@ from parity.integer_check import NotExactError
 from parity.interpreter import LaunchError
 from parity.launch import Progress as CaseProgress
 from parity.predict import RequestError
+from parity.processes import ProcessDiedError
 
 # Interpreters by their paths would be cut off in --help.
 TorchPython = Annotated[str, typer.Option(help="Interpreter that has torch.", show_default="this one")]
@@ -54,13 +55,13 @@ BAD_INPUT = (
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input ends with one line and exit code 2, ranks that failed with exit code 3."""
+    """Bad input ends with one line and exit code 2, ranks or processes that failed with exit code 3."""
     try:
         yield
     except BAD_INPUT as error:
         print_error(error)
         raise typer.Exit(2) from None
-    except RanksFailedError as error:
+    except (RanksFailedError, ProcessDiedError) as error:
         print_error(error)
         raise typer.Exit(3) from None
 

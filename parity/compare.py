@@ -7,12 +7,9 @@ Reads what the workers wrote and the case data; runs no framework. The dict that
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from parity.cases import family_of
 from parity.check import Finding, assemble, check_layouts
 from parity.contract import FRAMEWORKS, SCHEMA_VERSION, Case, ContractError, Result, Timing
 from parity.ledgers import judge_collectives
+from parity.processes import process_pool
 from parity.reference import Arrays, evaluate, train
 from parity.rundir import Run, read_run
 from parity.tolerance import Evaluation, bounds_of, error_in_bounds, ulps
@@ -73,9 +71,7 @@ def _entries(run: Run, cases: Sequence[Case], num_processes: int | None) -> Iter
         oracle = Oracle(run)
         yield from (compare_case(run, case, oracle) for case in cases)
         return
-    # Spawned, since a fork would copy the locks of whatever threads there are (a progress bar's, BLAS's).
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, spawn, _open_run, (run.directory,)) as pool:
+    with process_pool(num_processes, _open_run, (run.directory,)) as pool:
         yield from itertools.chain.from_iterable(pool.map(_compare_part, parts.values()))
 
 
@@ -84,7 +80,6 @@ _opened: tuple[Run, Oracle]  # in a process of `_entries`
 
 def _open_run(directory: Path) -> None:
     global _opened
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     run = read_run(directory)
     _opened = run, Oracle(run)
 

@@ -20,8 +20,12 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_json` made this of. Raises TypeError for a field that is missing, KeyError for one too many."""
+        """What `to_json` made this of. Raises TypeError for what is no record, lacks a field, or has one too many."""
         hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
+        if not isinstance(data, Mapping):
+            raise TypeError(f"{cls.__name__}: {data!r:.40} is no record")
+        if wrong := sorted(hints.keys() ^ data.keys()):
+            raise TypeError(f"{cls.__name__}: {wrong[0]!r} {'is missing' if wrong[0] in hints else 'is unknown'}")
         return cls(**{hints[key][0]: _decode(hints[key][1], value) for key, value in data.items()})
 
 

@@ -23,6 +23,8 @@ HOISTED = "combined with or hoisted into another pass"
 WIDENED = "reduced in float32, rounded afterwards"
 NESTED = "all-reduces over {} = one over all of them"
 SLICED = "reduce-scatter = all-reduce + slice"
+# The sums of a loss, a few numbers, may be combined with those of gradients, in the backward pass.
+LOSS_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def explain(
 ) -> tuple[list[Explained], dict[Key, int]]:
     """The rewrites that lead from the plan's payloads to those found, and the bytes in excess (negative: missing).
 
-    only_equivalents: exclude rewrites that change the pass (but of sums over several axes) or the dtype, or put more
-    bytes on the wire.
+    only_equivalents: exclude rewrites that change the pass (but of a loss summed over several axes) or the dtype, or
+    put more bytes on the wire.
     """
     more = {key: have.get(key, 0) - want.get(key, 0) for key in {*want, *have}}
     found: list[Explained] = []
@@ -81,9 +83,10 @@ def explain(
     for pass_, axis, dtype, kind in sorted(more):
         if kind == "all_reduce" and "+" in axis:
             name = NESTED.format(" and ".join(axis.split("+")))
-            for own in (pass_, *PASSES):  # a loss may be summed with the gradients, in their pass
+            for own in ("backward", "forward") if pass_ == "backward" else (pass_,):
                 parts = [(own, part, dtype, kind) for part in axis.split("+")]
-                found += _apply(name, more, parts, [(pass_, axis, dtype, kind)])
+                if own == pass_ or all(-more.get(part, 0) <= LOSS_BYTES for part in parts):
+                    found += _apply(name, more, parts, [(pass_, axis, dtype, kind)])
     if not only_equivalents:
         for key in sorted(more):
             for pass_ in PASSES:

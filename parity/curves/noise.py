@@ -8,23 +8,20 @@ deviations with 8 samples, 6.0 with 32. A control with a wrong learning rate sho
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from parity.contract import Case
+from parity.processes import process_pool
 from parity.reference import Arrays, train
 from parity.rounding_model import RoundingModel
 from parity.tolerance import bound_of
 
 SAMPLES = 8
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def reference(case: Case, params: Arrays, batch: Arrays, **changes: Any) -> dict[str, np.ndarray]:
@@ -44,7 +41,7 @@ def reference_and_bounds(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The reference values, and how far a framework may be from them. Calls `on_sample` after each sample."""
     squares: dict[str, np.ndarray] = {}
-    with _processes() as pool:
+    with process_pool(min(SAMPLES, len(os.sched_getaffinity(0)))) as pool:
         future = pool.submit(reference, case, params, batch)
         samples = pool.map(partial(sample, case, params, batch), range(SAMPLES))
         want = future.result()
@@ -53,20 +50,3 @@ def reference_and_bounds(
                 squares[name] = squares.get(name, 0.0) + np.square(value - want[name])
             on_sample()
     return want, {name: bound_of(total, SAMPLES, case.dtype) for name, total in squares.items()}
-
-
-@contextmanager
-def _processes() -> Any:
-    """One process per core, with one thread each; spawned, since a fork would copy locks that other threads hold."""
-    before: Mapping[str, str | None] = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(SAMPLES, len(os.sched_getaffinity(0))), mp_context=context) as pool:
-            yield pool
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

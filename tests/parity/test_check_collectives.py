@@ -90,3 +90,13 @@ def test_a_sum_over_two_axes_may_be_combined_with_those_of_a_later_pass() -> Non
     for pass_, size, verdict in (("forward", 16, "pass"), ("backward", 16, "pass"), ("backward", 24, "fail")):
         done = [Collective("all_reduce", "dp+tp", "float64", size, 1, pass_)]
         assert check_collectives("jax", done, planned, is_compiled=True)[0].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("planned_in", "size", "done_in"),
+    [("forward", 8, "optimizer"), ("backward", 8, "optimizer"), ("forward", 1 << 20, "backward")],
+)
+def test_nothing_but_a_loss_may_be_summed_in_a_later_pass(planned_in: str, size: int, done_in: str) -> None:
+    planned = [Collective("all_reduce", axis, "float64", size, 1, planned_in) for axis in ("tp", "dp")]
+    done = [Collective("all_reduce", "dp+tp", "float64", size, 1, done_in)]
+    assert check_collectives("jax", done, planned, is_compiled=True)[0].verdict == "fail"
