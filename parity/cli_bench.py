@@ -23,10 +23,10 @@ from parity.cli_common import (
     print_json,
     progress_bar,
     sizes_over,
-    sizes_text,
 )
 from parity.gpus import check_gpus
 from parity.run import worker_commands
+from parity.sizes import sizes_text
 
 bench = typer.Typer(no_args_is_help=True)
 

@@ -93,11 +93,6 @@ def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
         raise RefusedError(f"{option} {value!r}: there are {', '.join(choices)}")
 
 
-def sizes_text(sizes: Mapping[str, int]) -> str:
-    """What `parse_sizes` reads: `D=24,F=36`."""
-    return ",".join(f"{name}={size}" for name, size in sizes.items())
-
-
 def print_json(content: dict[str, Any]) -> None:
     """On stdout as it is, whatever the width of the terminal."""
     typer.echo(json.dumps(content, indent=1))

@@ -19,12 +19,12 @@ from parity.cli_common import (
     print_json,
     progress_bar,
     sizes_over,
-    sizes_text,
 )
 from parity.partitioners import DIMS, MESH, PROGRAMS, Row, explicit_products, questions_of, rows_of, summary_of
 from parity.received import received_bytes
 from parity.report.partitioners import LEGEND, print_explicit, print_program, summary_line
 from parity.run import worker_commands
+from parity.sizes import sizes_text
 
 Programs = Annotated[
     list[str] | None, typer.Argument(metavar="PROGRAM", help=f"{', '.join(PROGRAMS)}; all if none is named.")

@@ -34,7 +34,11 @@ Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences of a step,
 Seq = Annotated[int | None, typer.Option("--seq", min=1, help="Tokens of a sequence; a ViT has its patches.")]
 Plan = Annotated[
     str | None,
-    typer.Option("--plan", help="megatron (default) | sequence_parallel; on a grid summa (default) | stationary"),
+    typer.Option(
+        "--plan",
+        help="megatron | sequence_parallel, of a ViT its one, on a grid summa | stationary; "
+        "without it the model's own first",
+    ),
 ]
 Style = Annotated[str | None, typer.Option("--style", help="auto (default) | typed | manual; on a grid manual")]
 Dtype = Annotated[str, typer.Option("--dtype", help="bfloat16 | float32")]
@@ -185,7 +189,8 @@ class Tracer:
         """The choices with the predictions of those that can be. Raises RefusedError where none can."""
         if choices and all(choice.refused for choice in choices):
             raise RefusedError("; ".join(f"{choice.name}: {choice.refused}" for choice in choices))
-        answers = self([choice.question for choice in choices if not choice.refused and not choice.closed])
+        asked = [choice.question for choice in choices if not choice.refused and not choice.closed]
+        answers = self(asked) if asked else {}
         return [replace(choice, prediction=answers.get(choice.question.id)) for choice in choices]
 
 

@@ -20,7 +20,6 @@ from parity.cli_common import (
     print_json,
     progress_bar,
     sizes_over,
-    sizes_text,
 )
 from parity.question_contract import Answer
 from parity.report.scaling import plot_curves, print_crossovers, print_curves, print_temporaries
@@ -40,6 +39,7 @@ from parity.scaling import (
     pair_questions,
     sentence,
 )
+from parity.sizes import sizes_text
 
 Answers = dict[str, dict[str, Answer]]  # framework -> question's id -> its answer
 

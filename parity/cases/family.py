@@ -11,6 +11,7 @@ from typing import Any
 from parity.cases.notation import Expected, evaluate, parse_layout, shape_of
 from parity.cases.training import RECIPE, training_collectives
 from parity.contract import STYLES, Case
+from parity.sizes import sizes_text
 
 # What is judged: "exact" has small integers as operands, so that every summation order gives the same bits.
 NUMERICS = ("float64", "float32", "bfloat16", "exact-float32", "exact-bfloat16")
@@ -163,12 +164,11 @@ def check_mesh(family: Family, mesh: Mapping[str, int]) -> None:
         if axis not in used:
             raise CaseError(f"{where}: the mesh axis {axis!r} is unknown; this plan uses {', '.join(sorted(used))}")
         if axis not in mesh:
-            example = f"{axis}=4" if len(used) == 1 else ",".join(f"{name}=2" for name in sorted(used))
+            example = sizes_text(dict.fromkeys(sorted(used), 4 if len(used) == 1 else 2))
             raise CaseError(f"{where}: the mesh needs the axis {axis!r}, e.g. --mesh {example}")
     if not family.fits(mesh):
-        sizes, side = ",".join(f"{axis}={size}" for axis, size in mesh.items()), min(mesh.values())
-        square = ",".join(f"{axis}={side}" for axis in mesh)
-        raise CaseError(f"{where}: the mesh {sizes} is not square; {square} would work")
+        square = dict.fromkeys(mesh, min(mesh.values()))
+        raise CaseError(f"{where}: the mesh {sizes_text(mesh)} is not square; {sizes_text(square)} would work")
 
 
 def check_pairs(family: Family, variant: Variant, dims: Mapping[str, int]) -> None:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from parity.sizes import sizes_text
+
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "permute")
 
 
@@ -55,8 +57,8 @@ class Group:
         shapes = {tuple(sorted(Counter((m + o) // gpus_per_node for m in members).values())) for o in offsets}
         per_node = min(min(shape) for shape in shapes)
         if len(shapes) > 1 or set(*shapes) != {per_node}:
-            sizes = ",".join(f"{name}={size}" for name, size in mesh.items())
-            raise CostError(f"mesh {sizes}: groups of axis {axis!r} lie unevenly on nodes of {gpus_per_node} GPUs")
+            text = sizes_text(mesh)
+            raise CostError(f"mesh {text}: groups of axis {axis!r} lie unevenly on nodes of {gpus_per_node} GPUs")
         nodes = len(members) // per_node
         occupied = min(gpus_per_node, math.prod(mesh.values()))
         return cls(len(members), nodes, occupied // per_node if nodes > 1 else 1)

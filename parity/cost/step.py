@@ -25,6 +25,7 @@ from parity.cost.compute import attention_time, matmul_time, memory_time
 from parity.cost.group import CostError, Group, wire_factor
 from parity.cost.interval import Estimate, total
 from parity.cost.machine import Machine
+from parity.sizes import sizes_text
 from parity.step_contract import Operation, StepTrace, TracedCollective
 
 # Of a hidden collective's time, what the work beside it loses: NCCL's kernels hold about 8 to 24 of an A100's 108 SMs
@@ -96,14 +97,15 @@ def check_mesh(machine: Machine, mesh: Mapping[str, int]) -> None:
     """Raises CostError where the machine cannot hold the mesh, or the groups of one of its axes."""
     for axis, size in mesh.items():
         if size < 1:
-            raise CostError(f"mesh {_text(mesh)}: axis {axis!r} must be of size 1 or more")
-    _check_count(machine, math.prod(mesh.values()), f"mesh {_text(mesh)} has")
+            raise CostError(f"mesh {sizes_text(mesh)}: axis {axis!r} must be of size 1 or more")
+    _check_count(machine, math.prod(mesh.values()), f"mesh {sizes_text(mesh)} has")
     for axis in reversed([*mesh]):  # where an inner axis does not fit the nodes, the outer ones cannot
         if not _lies_evenly(machine, mesh, axis):
             fits = " or ".join(f"{axis}={size}" for size in _nearest(machine, mesh, axis))
             raise CostError(
-                f"mesh {_text(mesh)}: groups of {axis}={mesh[axis]} lie unevenly on nodes of {machine.gpus_per_node} "
-                f"GPUs ({machine.name}); {f'{fits} would work' if fits else 'the axes together must fill whole nodes'}"
+                f"mesh {sizes_text(mesh)}: groups of {axis}={mesh[axis]} lie unevenly on nodes of "
+                f"{machine.gpus_per_node} GPUs ({machine.name}); "
+                f"{f'{fits} would work' if fits else 'the axes together must fill whole nodes'}"
             )
 
 
@@ -146,10 +148,6 @@ def _nearest(machine: Machine, mesh: Mapping[str, int], axis: str) -> list[int]:
     below = next((number for number in range(size - 1, 0, -1) if fits(number)), None)
     above = next((number for number in range(size + 1, most + 1) if fits(number)), None)
     return [number for number in (below, above) if number is not None]
-
-
-def _text(mesh: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in mesh.items())
 
 
 def collective_costs(machine: Machine, mesh: Mapping[str, int], trace: StepTrace) -> tuple[CollectiveCost, ...]:

@@ -1,6 +1,6 @@
 """Steps of training on machines that nobody has to own: one, sweeps over plans and degrees, and advice."""
 
 from parity.predict.prediction import FrameworkStep, LedgerRow, Prediction, predict
-from parity.predict.request import Question, RequestError, mesh_text
+from parity.predict.request import Question, RequestError
 
-__all__ = ["FrameworkStep", "LedgerRow", "Prediction", "Question", "RequestError", "mesh_text", "predict"]
+__all__ = ["FrameworkStep", "LedgerRow", "Prediction", "Question", "RequestError", "predict"]

@@ -76,12 +76,13 @@ def _one_d(question: Question, plan: str, gpus: int) -> Sent:
     sizes = {**question.preset.dims, "B": 1, "S": _tokens(question), "tp": gpus}
     formulas = block.family(block.FAMILIES, plan).collectives
     counted = [(formula, sizes, 1) for formula in _of_block(question, formulas)]
-    return _sum(question, plan, {"tp": gpus}, counted, _refusal(question, gpus))
+    return _sum(question, plan, {"tp": gpus}, counted, _refusal(question, plan, gpus))
 
 
-def _refusal(question: Question, ways: int) -> str:
-    """Why heads and features cannot be cut in so many, or nothing."""
-    return next((f"{what} do not divide by {ways}" for what, size in divided(question).items() if size % ways), "")
+def _refusal(question: Question, plan: str, ways: int) -> str:
+    """Why what the plan cuts, heads and hidden features or tokens, cannot be cut in so many; or nothing."""
+    sizes = divided(replace(question, plan=plan))
+    return next((f"{what} do not divide by {ways}" for what, size in sizes.items() if size % ways), "")
 
 
 def sent_on_grid(question: Question) -> Sent:
@@ -95,7 +96,7 @@ def _two_d(question: Question, plan: str, mesh: Mapping[str, int]) -> Sent:
     sizes = {**question.preset.dims, "B": _tokens(question), "S": 1, **mesh}
     formulas = _of_block(question, grid_block.collectives(plan))
     counted = [(formula, sizes, max(mesh.values())) for formula in formulas]
-    return _sum(question, plan, mesh, counted, _refusal(question, mesh["y"]))  # heads lie over y
+    return _sum(question, plan, mesh, counted, _refusal(question, plan, mesh[grid.hidden_axis(plan)]))
 
 
 def _sum(

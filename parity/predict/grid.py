@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from parity.presets import FAMILIES, Preset
+from parity.sizes import sizes_text
 
 if TYPE_CHECKING:
     from parity.predict.request import Question
@@ -46,21 +47,27 @@ def grid_of(gpus: int) -> dict[str, int]:
 
 def why_no_grid(mesh: Mapping[str, int], preset: Preset) -> str:
     """Why this model has no step on this mesh, which has x or y, in one line; or nothing."""
-    text = ",".join(f"{axis}={size}" for axis, size in mesh.items())
+    where = f"mesh {sizes_text(mesh)}"
     if unknown := [axis for axis in mesh if axis not in ("dp", *AXES)]:
-        return f"mesh {text}: beside a grid x, y steps are traced with dp alone, not {unknown[0]}"
+        return f"{where}: beside a grid x, y steps are traced with dp alone, not {unknown[0]}"
     if tuple(mesh)[-2:] != AXES:
-        return f"mesh {text}: a grid needs x and y, and they must be the last axes, in this order"
+        return f"{where}: a grid needs x and y, and they must be the last axes, in this order"
     if grid_layer(preset) is None:
         ways = mesh["x"] * mesh["y"]
-        return f"mesh {text}: {preset.layer} has no form on a grid, {grid_models()} have; take tp={ways}"
+        return f"{where}: {preset.layer} has no form on a grid, {grid_models()} have; take tp={ways}"
     return ""
+
+
+def hidden_axis(algorithm: str) -> str:
+    """What cuts the columns of weights into hidden features, and so the heads."""
+    return "x" if algorithm == "stationary" else "y"
 
 
 def cuts(question: Question) -> Iterator[tuple[str, int, str]]:
     """What is cut, its size, and the axis that cuts it; tables are padded."""
     dims, is_stationary = question.preset.dims, question.plan == "stationary"
-    into, out = ("x", "y") if is_stationary else ("y", "x")  # what cuts the columns of hidden features, and their rows
+    into = hidden_axis(question.plan)
+    out = "y" if into == "x" else "x"
     for axis in AXES:
         for letter, what in (("D", "features"), ("F", "MLP features")):
             yield f"{dims[letter]} {what}", dims[letter], axis

@@ -12,6 +12,7 @@ from parity.cost import Machine
 from parity.cost.step import check_mesh
 from parity.predict import grid
 from parity.presets import Preset
+from parity.sizes import sizes_text
 from parity.step_contract import XLA_FLAGS, StepRequest
 
 DATA_AXES = ("dp", "fsdp")  # those that share out the batch
@@ -110,18 +111,21 @@ class Question:
 
     @property
     def id(self) -> str:
-        words = [self.preset.name, self.plan, self.style, mesh_text(self.mesh), f"B{self.batch}_S{self.seq}"]
+        words = [self.preset.name, self.plan, self.style, sizes_text(self.mesh), f"B{self.batch}_S{self.seq}"]
         words += ["checkpointed"] * self.is_checkpointed + [self.xla_flags] * (self.xla_flags != "default")
         return "/".join(words)
 
     def request(self) -> StepRequest:
         """For the frameworks. Raises RequestError, CostError."""
         check(self)
+        layer = grid.grid_layer(self.preset) if self.is_on_grid else self.preset.layer
+        if layer is None:
+            raise RequestError(grid.why_no_grid(self.mesh, self.preset))
         dims = {**self.preset.dims, "B": self.batch, "S": self.seq}
         options: dict[str, Any] = dict(self.preset.options)
         return StepRequest(
             id=self.id,
-            layer=(self.is_on_grid and grid.grid_layer(self.preset)) or self.preset.layer,
+            layer=layer,
             plan=grid.case_plan(self.preset, self.plan) if self.is_on_grid else self.plan,
             style=self.style,
             mesh=dict(self.mesh),
@@ -132,11 +136,6 @@ class Question:
             gpus_per_node=self.machine.gpus_per_node,
             xla_flags=self.xla_flags,
         )
-
-
-def mesh_text(mesh: Mapping[str, int]) -> str:
-    """As the command line takes it: fsdp=2,tp=4."""
-    return ",".join(f"{axis}={size}" for axis, size in mesh.items())
 
 
 def check(question: Question) -> None:
@@ -155,7 +154,7 @@ def check(question: Question) -> None:
     if question.batch % parts:
         raise RequestError(
             f"a batch of {question.batch} sequences does not divide over {parts} data-parallel parts "
-            f"({mesh_text(mesh)}): take a multiple of {parts}"
+            f"({sizes_text(mesh)}): take a multiple of {parts}"
         )
     longest = preset.dims["C"] if preset.layer in ("models.gpt", "models.bert") else question.seq
     if question.seq > longest:
@@ -176,9 +175,9 @@ def check_axes(mesh: Mapping[str, int]) -> None:
     if unknown := [axis for axis in mesh if axis not in (*DATA_AXES, TENSOR_AXIS)]:
         raise RequestError(f"mesh axis {unknown[0]!r}: there are {', '.join((*DATA_AXES, TENSOR_AXIS, *grid.AXES))}")
     if all(axis in mesh for axis in DATA_AXES):
-        raise RequestError(f"mesh {mesh_text(mesh)}: dp and fsdp together are not traced; take one of them")
+        raise RequestError(f"mesh {sizes_text(mesh)}: dp and fsdp together are not traced; take one of them")
     if list(mesh)[-1] != TENSOR_AXIS:
-        raise RequestError(f"mesh {mesh_text(mesh)}: tp must be the last axis, whose GPUs are neighbours")
+        raise RequestError(f"mesh {sizes_text(mesh)}: tp must be the last axis, whose GPUs are neighbours")
 
 
 def divided(question: Question) -> dict[str, int]:

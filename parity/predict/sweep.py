@@ -11,7 +11,8 @@ from parity.cost.step import link_of
 from parity.predict import grid
 from parity.predict.crossover import Sent, sent_on_grid
 from parity.predict.prediction import FrameworkStep, Prediction
-from parity.predict.request import DATA_AXES, PLANS, TENSOR_AXIS, Question, RequestError, check, mesh_text
+from parity.predict.request import DATA_AXES, PLANS, TENSOR_AXIS, Question, RequestError, check
+from parity.sizes import sizes_text
 
 DEGREES = (1, 2, 4, 8)
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
@@ -120,9 +121,9 @@ def plan_choices(question: Question) -> list[Choice]:
         return choices
     mesh = {**({"dp": parts} if parts > 1 else {}), **sides}
     for algorithm in grid.ALGORITHMS:
-        name, planar = f"2D {algorithm}", question.on(mesh, algorithm, grid.STYLE)
-        is_traced = grid.grid_layer(question.preset) is not None
-        choices.append(_checked(name, planar) if is_traced else Choice(name, planar, closed=sent_on_grid(planar)))
+        choice = _checked(f"2D {algorithm}", question.on(mesh, algorithm, grid.STYLE))
+        is_closed = not choice.refused and grid.grid_layer(question.preset) is None
+        choices.append(replace(choice, closed=sent_on_grid(choice.question)) if is_closed else choice)
     return choices
 
 
@@ -189,9 +190,9 @@ def sweep_json(choices: Iterable[Choice]) -> list[dict[str, Any]]:
     choices = list(choices)
     rows = []
     for choice, verdict in zip(choices, verdicts(choices), strict=True):
-        one: dict[str, Any] = {"name": choice.name, "mesh": mesh_text(choice.question.mesh), **vars(verdict)}
-        one["source"] = choice.source
+        one: dict[str, Any] = {"name": choice.name, "mesh": sizes_text(choice.question.mesh), **vars(verdict)}
         if not choice.refused:
+            one["source"] = choice.source
             all_reduce = all_reduce_of(choice.question)
             one["link"] = tensor_link(choice.question)
             one["all_reduce_bytes"] = activation_bytes(choice.question)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from parity.cases import family_of
 from parity.contract import Case
+from parity.sizes import sizes_text
 
 INDENT = 4
 LABEL = 10  # columns: "backward" and a gap
@@ -36,7 +37,7 @@ def describe_cases(heading: str, cases: Sequence[Case], width: int) -> Text:
         add_paragraph(text, label, items, ",", width)
     differing = {
         "styles": [case.style for case in cases],
-        "meshes": [",".join(f"{axis}={size}" for axis, size in case.mesh.items()) for case in cases],
+        "meshes": [sizes_text(case.mesh) for case in cases],
         "dtypes": [case.id.split("/")[5] for case in cases],
     }
     for label, names in differing.items():

@@ -13,12 +13,13 @@ from rich.text import Text
 from parity.cost import Group
 from parity.cost.memory import RESERVED_BYTES
 from parity.cost.step import link_of
-from parity.predict import FrameworkStep, LedgerRow, Prediction, Question, mesh_text
+from parity.predict import FrameworkStep, LedgerRow, Prediction, Question
 from parity.predict.prediction import NOT_COUNTED
 from parity.report.quantities import size_text
 from parity.report.step_time import PASSES, print_rates, time_table
 from parity.report.tables import figures, plain_table
 from parity.report.terminal import duration
+from parity.sizes import sizes_text
 
 BARS_FROM_WIDTH = 160  # columns; narrower terminals show no bars
 UNBOUNDED = 1000  # columns: more than any table here takes
@@ -88,7 +89,7 @@ def heading(question: Question) -> Text:
     text.append(f"style {question.style}{', blocks checkpointed' if question.is_checkpointed else ''}\n")
     text.append(f"{machine.name}", style="bold")
     text.append(f", {question.num_gpus:,} x {machine.gpu.name} on {nodes:,} node{'s' if nodes > 1 else ''}, mesh ")
-    text.append(f"{mesh_text(question.mesh)}; a step of {question.batch:,} x {question.seq:,} tokens")
+    text.append(f"{sizes_text(question.mesh)}; a step of {question.batch:,} x {question.seq:,} tokens")
     return text
 
 

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.contract import FRAMEWORKS
-from parity.predict import mesh_text
 from parity.predict.advise import Advice
 from parity.predict.crossover import GRIDS, ONE_D, Sent, first_win
 from parity.predict.prediction import FrameworkStep
@@ -19,6 +18,7 @@ from parity.report.prediction import print_skipped
 from parity.report.quantities import size_text
 from parity.report.tables import plain_table
 from parity.report.terminal import duration
+from parity.sizes import sizes_text
 
 STYLE = {"recommended": "bold green", "possible": "", "avoid": "yellow", "impossible": "dim", "unknown": "dim"}
 
@@ -38,7 +38,7 @@ def print_sweep(console: Console, choices: Sequence[Choice], title: str) -> None
 def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
     """Mesh, link and cost of one all-reduce of the activations; memory and step time of each framework."""
     table = plain_table()
-    has_names = any(choice.name not in mesh_text(choice.question.mesh) for choice in choices)
+    has_names = any(choice.name not in sizes_text(choice.question.mesh) for choice in choices)
     table.add_column("plan\n(from)" if has_names else "mesh")  # may wrap between a mesh's axes
     if not has_names:  # else the lines below have it
         table.add_column("link", no_wrap=True)
@@ -48,11 +48,11 @@ def sweep_table(choices: Sequence[Choice], found: Sequence[Verdict]) -> Table:
     for name in FRAMEWORKS:
         table.add_column(f"{name}\nstep", justify="right", no_wrap=True)
     for choice, verdict in zip(choices, found, strict=True):
-        mesh = mesh_text(choice.question.mesh).replace(",", ", ")
+        mesh = sizes_text(choice.question.mesh).replace(",", ", ")
         cells = (["-"] * 8 if choice.refused else _sweep_cells(choice, has_names))[has_names:]
         if has_names:  # all in one column, since the others take most of 80; last, what the figures are from
             name = choice.name.replace("sequence_", "sequence_\n")
-            mesh = f"{name}\n{mesh.replace(' ', '')}\n({choice.source})"
+            mesh = f"{name}\n{mesh.replace(' ', '')}" + ("" if choice.refused else f"\n({choice.source})")
         table.add_row(mesh, *cells, style=STYLE[verdict.word])
     return table
 

@@ -42,3 +42,10 @@ def test_paragraphs_of_help_are_wrapped_as_a_whole():
     paragraph = lines[begin : lines.index("", begin)]
     assert len(paragraph) == 4
     assert all(len(line) > 60 for line in paragraph[:-1])
+
+
+@pytest.mark.parametrize("command", ["predict", "advise"])
+def test_help_claims_no_plan_that_a_vit_has_not(command):
+    text = " ".join(help_of(command, width=200).split())
+    assert "megatron (default)" not in text
+    assert "the model's own first" in text

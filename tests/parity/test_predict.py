@@ -324,3 +324,15 @@ def test_1d_sends_what_its_formula_says_and_2d_less_from_some_number_on():
     assert refused["gathered", 256] == "8 key and value heads do not divide by 16"  # 16 x 16
     few = crossover(question({"tp": 4}, "perlmutter", batch=1))
     assert first_win(few, by_time=True) is None  # weights move in 2D: with few tokens they cost more than they save
+
+
+@pytest.mark.parametrize("plan", ["megatron", "sequence_parallel"])
+def test_crossover_refuses_each_plan_for_what_it_cuts_itself_whichever_was_asked(plan):
+    rows = crossover(question({"tp": 1}, seq=4098, plan=plan), [4])
+    assert {row.plan: row.refused for row in rows} == {
+        "megatron": "",
+        "sequence_parallel": "4098 tokens of a sequence do not divide by 4",
+        "gathered": "",
+        "summa": "",
+        "stationary": "",
+    }

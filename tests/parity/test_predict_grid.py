@@ -202,6 +202,72 @@ def test_2d_that_cannot_be_is_impossible_with_its_reason():
     assert choices[2].refused == "gpt2: 1 sequences of a data-parallel part do not divide over x=2"
 
 
+LLAMA = ("predict", "--machine", "derecho", "--model", "llama3-8b", "--seq", "4096", "--sweep", "plan")
+
+
+@pytest.mark.parametrize(
+    ("ways", "reasons"),
+    [
+        (
+            6,
+            (
+                "megatron: mesh tp=6: groups of tp=6 lie unevenly on nodes of 4",
+                "2D summa: mesh x=2,y=3: groups of y=3 lie unevenly on nodes of 4",
+            ),
+        ),
+        (
+            12,
+            (
+                "megatron: llama3-8b: 32 heads do not divide over tp=12",
+                "2D summa: llama3-8b: 4096 features do not divide over x=3",
+            ),
+        ),
+        (
+            128,
+            (
+                "sequence_parallel: llama3-8b: 32 heads do not divide over tp=128",
+                "2D summa: llama3-8b: 8 key and value heads do not divide over y=16",
+                "2D stationary: llama3-8b: 8 sequences of a data-parallel part do not divide over y=16",
+            ),
+        ),
+    ],
+)
+def test_where_no_plan_can_be_each_is_named_with_its_reason(call, ways, reasons):
+    done = call(*LLAMA, "--batch", "8", "--mesh", f"tp={ways}")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    for reason in reasons:
+        assert reason in done.stderr
+
+
+def test_closed_formula_is_of_what_can_be_and_no_trace_is_lacking_where_none_was_asked(call):
+    words = (*LLAMA, "--batch", "16", "--mesh", "tp=128")
+    done = call(*words, "--json")
+    assert done.exit_code == 0
+    rows = json.loads(done.stdout)["choices"]
+    assert [row["word"] for row in rows] == ["impossible"] * 3 + ["unknown"]
+    assert rows[2]["why"] == "llama3-8b: 8 key and value heads do not divide over y=16"
+    assert "source" not in rows[2]
+    assert "tensor_parallel_wire_bytes" not in rows[2]
+    assert rows[3]["source"] == "formula"  # whose heads lie over x=8
+    assert rows[3]["tensor_parallel_wire_bytes"] > 0
+    assert call(*words).stdout.count("(formula)") == 1
+    assert "(trace)" not in call(*words).stdout
+
+
+def test_a_closed_formula_beside_traced_plans_is_refused_with_its_reason():
+    choices = plan_choices(asked("llama3-8b", {"tp": 8}, batch=3))
+    assert [bool(choice.refused) for choice in choices] == [False, False, True, True]
+    assert choices[2].refused == "llama3-8b: 3 sequences of a data-parallel part do not divide over x=2"
+    assert choices[2].closed is None
+
+
+def test_a_model_without_a_form_on_a_grid_is_not_asked_for_as_another():
+    planar = asked("llama3-8b", {"tp": 4}).on(SQUARE, "summa", "manual")
+    with pytest.raises(RequestError, match=r"mesh x=2,y=2: models\.llama has no form on a grid"):
+        planar.request()
+
+
 @pytest.mark.parametrize("plan", ["summa", "stationary"])
 def test_closed_formula_of_blocks_is_that_of_the_traced_model(plan):
     question = asked(plan=plan)
