@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import GOOD, run_cases
+from real_runs import GOOD, run_cases
 
 from parity.cases import SUITES, select
 

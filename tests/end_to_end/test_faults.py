@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
-from conftest import run_cases
 from faulty_worker import FAULTS, NO_FAULT
+from real_runs import run_cases
 
 from parity.cases import FAMILIES
 from parity.cases.family import Selection, cases_of
@@ -78,11 +80,13 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, faulty_commands):
+def finished(tmp_path_factory):
     """One run: every fault in the case that shows it, and each of these cases once without."""
+    worker = str(Path(__file__).with_name("faulty_worker.py"))  # it reads from a case's seed which fault to plant
+    commands = {name: (sys.executable, worker, name) for name in ("torch", "jax")}
     planted = [case_of(*which) for which in CASES]
     controls = {case.id: case for case in (case_of(fault, numerics, NO_FAULT) for fault, numerics, _ in CASES)}
-    return run_cases(tmp_path_factory.mktemp("faults"), [*planted, *controls.values()], faulty_commands)
+    return run_cases(tmp_path_factory.mktemp("faults"), [*planted, *controls.values()], commands)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])

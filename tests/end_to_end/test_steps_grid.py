@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import GOOD, run_cases
+from real_runs import GOOD, run_cases
 
 from parity.cases import FAMILIES
 from parity.cases.family import Selection, cases_of

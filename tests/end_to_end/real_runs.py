@@ -1,4 +1,4 @@
-"""Runs of real workers, each made once and looked at by many tests."""
+"""Runs of real workers, compared."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from parity.compare import compare
 from parity.contract import Case
 from parity.run import Command, Manner, execute, start_run
 from parity.rundir import read_run
 
-HERE = Path(__file__).parent
 GOOD = {name: (sys.executable, "-m", f"{name}_tp.worker") for name in ("torch", "jax")}
 
 
@@ -36,9 +33,3 @@ def run_cases(directory: Path, cases: Sequence[Case], commands: Mapping[str, Com
     start_run(directory, cases, {"device": "cpu", "seed": 0, "arguments": [], "timings": False})
     execute(directory, cases, commands, Manner(), lambda event: None)
     return Finished(directory, compare(read_run(directory)))
-
-
-@pytest.fixture(scope="session")
-def faulty_commands() -> dict[str, Command]:
-    """Workers that plant a fault in every case, named by the case's seed: see faulty_worker.py."""
-    return {name: (sys.executable, str(HERE / "faulty_worker.py"), name) for name in ("torch", "jax")}
