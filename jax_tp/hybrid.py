@@ -61,21 +61,24 @@ from jax_tp.models.common import Loop
 Path = tuple[Any, ...]  # path of a parameter in its module, e.g. ("blocks", 0, "norm1", "scale")
 
 
+# Operations that take parameters as well as activations, and of parameters make others: in another layout, or those of
+# several linears side by side (grid/linear.py).
+ON_EITHER = ("concatenate", "pvary", "sharding_constraint")
 # Operations whose results are views of their operand: saving the result would save the operand.
-SAME = ("concatenate", "pvary", "sharding_constraint")  # operations that only change the layout
 VIEWS = ("broadcast_in_dim", "convert_element_type", "linear_call", "reshape", "squeeze", "transpose")
 
 
 def is_kept(primitive: Any, *operands: Any, **params: Any) -> bool:
     """Whether a result of the forward pass is saved for the backward pass: activations, not gathered parameters.
 
-    Parameters come from all-gathers over fsdp and casts of these, or from constraints; activations have over two dims.
+    Parameters come from all-gathers over fsdp and casts of these, from constraints, or from several put side by side;
+    activations have over two dims.
     """
     if primitive.name == "all_gather":
         return "fsdp" not in params["axis_name"]
     if primitive.name == "reshard" and params["dst_sharding"].spec.reduced:
         return False  # recomputing it sends nothing, and jax 0.10 cannot save `reduced` values where some axes are Auto
-    return primitive.name not in VIEWS and (primitive.name not in SAME or operands[0].ndim > 2)
+    return primitive.name not in VIEWS and (primitive.name not in ON_EITHER or operands[0].ndim > 2)
 
 
 def on_batch(plan: Plan, axis: str) -> Plan:
@@ -84,9 +87,8 @@ def on_batch(plan: Plan, axis: str) -> Plan:
     def shared(spec: P) -> P:
         if not spec:
             return spec
-        return P(
-            (axis, spec[0]) if spec[0] else axis, *spec[1:]
-        )  # on a grid the batch is sharded already: dp goes outside
+        axes = (axis, spec[0]) if spec[0] else axis  # on a grid the batch is sharded already: dp goes outside
+        return P(axes, *spec[1:])
 
     return replace(
         plan,

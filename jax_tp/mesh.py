@@ -40,11 +40,12 @@ def join(device: str, local_devices: int = 1) -> tuple[int, int]:
     """
     rank, world = read_rank(RANK_VARIABLES, 0), read_rank(WORLD_VARIABLES, 1)
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
-    port += (
-        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    )  # torchrun itself listens at the port that it names
-    # gRPC would ask an http_proxy for the coordinator, on this very node too, and hang.
-    os.environ["no_grpc_proxy"] = host  # noqa: SIM112  # it reads no other spelling
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        port += 1  # torchrun itself listens at the port that it names
+    # gRPC would ask an http_proxy for the coordinator, on this very node too, and hang. It reads the second of these
+    # where the first is not set, and no other spelling.
+    excepted = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))  # noqa: SIM112
+    os.environ["no_grpc_proxy"] = f"{excepted},{host}" if excepted else host  # noqa: SIM112
     jax.config.update("jax_platforms", device)
     if device == "cpu":
         jax.config.update("jax_num_cpu_devices", local_devices)

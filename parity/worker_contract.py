@@ -59,7 +59,7 @@ def work(
 
 
 def file_name(case_id: str, ending: str) -> str:
-    """The name of a file about one case."""
+    """The name of a file that belongs to one case."""
     return f"{case_id.replace('/', '.')}.{ending}"
 
 

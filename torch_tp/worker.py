@@ -78,7 +78,7 @@ def write_shards(tensors: dict[str, DTensor], case: Case, run: Path, rank: int) 
 
 
 def set_precision() -> None:
-    """IEEE float32 products on A100s too, where JAX would take TF32."""
+    """IEEE float32 products on A100s: PyTorch's default, unless TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 asks for TF32."""
     torch.set_float32_matmul_precision("highest")
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NoReturn
 
 import jax
@@ -74,7 +75,8 @@ def use_all_devices(device: str) -> None:
     if device == "cpu":
         jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
     try:
-        with without_driver_lines():
+        # Not for GPUs: if that aborted the process, what was kept back would be lost, and with it the reason.
+        with without_driver_lines() if device == "cpu" else nullcontext():
             jax.devices()
     except (RuntimeError, AssertionError):  # which of them depends on whether the plugin is installed
         raise RuntimeError(f"JAX {jax.__version__} finds no {device} device here: take --device cpu") from None

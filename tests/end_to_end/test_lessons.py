@@ -90,6 +90,23 @@ def test_a_lesson_alone_says_nothing_on_stderr():
     assert done.stderr == ""
 
 
+ABORTS = """
+import os
+from jax_tp.examples import common
+def devices():
+    os.write(2, b"why\\n")
+    os._exit(3)
+common.jax.devices = devices
+common.use_all_devices("cuda")
+"""
+
+
+def test_gpus_that_abort_the_process_leave_their_reason_on_stderr():
+    done = subprocess.run([sys.executable, "-c", ABORTS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert done.stderr == "why\n"
+
+
 def test_only_the_lines_about_the_driver_are_left_out(capfd):
     with import_module("jax_tp.examples").without_driver_lines():
         os.write(2, b"I0000 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.\n")
