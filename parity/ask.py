@@ -16,12 +16,9 @@ from typing import Any, Generic, TypeVar
 from parity.contract import ContractError
 from parity.files_contract import read_events
 from parity.hlo import read_collectives
-from parity.launch import Group, Progress, run_group, signals_raise
-from parity.question_contract import Answer, ChainQuestion, PartitionQuestion, Question, write_questions
+from parity.launch import START_LIMIT_S, Group, Progress, run_group, signals_raise
+from parity.question_contract import LIMITS_S, Answer, ChainQuestion, PartitionQuestion, Question, write_questions
 from parity.record import Record
-
-START_LIMIT_S = 120.0
-ANSWER_LIMIT_S = 600.0  # the largest models take minutes to compile on a busy machine
 
 OnEvent = Callable[[Progress], None]
 
@@ -35,8 +32,8 @@ Failed = Callable[[str, str, str], A]  # framework, question's id, why in one li
 
 
 @dataclass(frozen=True)
-class Answers(Generic[A]):
-    """What one framework says."""
+class GroupAnswers(Generic[A]):
+    """What the workers of one group say."""
 
     environment: Mapping[str, Any]  # versions, device, backend; empty where no worker got as far as to say hello
     by_id: Mapping[str, list[A]]  # question's id -> the answers of all ranks
@@ -58,7 +55,7 @@ def ask(
     stop = threading.Event()
 
     def put(framework: str) -> dict[str, A]:
-        group = Group(framework, "trace", 1, tuple(commands[framework]), "cpu", ANSWER_LIMIT_S, START_LIMIT_S)
+        group = Group(framework, "trace", 1, tuple(commands[framework]), "cpu", limit_of(questions), START_LIMIT_S)
         return {id_: one for id_, (one,) in _put(answer, questions, group, on_event, failed, stop).by_id.items()}
 
     with signals_raise(), ThreadPoolExecutor(len(commands)) as pool:
@@ -93,14 +90,19 @@ def ask_ranks(
     num_ranks: int,
     device: str,
     on_event: OnEvent,
-) -> Answers[A]:
+) -> GroupAnswers[A]:
     """The answers of so many ranks of one framework, on the devices of this machine.
 
     Raises RanksFailedError, and what `run_group` raises.
     """
     local = num_ranks if framework == "jax" and device == "cpu" else 1  # as `parity run` does it
-    group = Group(framework, "ranks", num_ranks, tuple(command), device, ANSWER_LIMIT_S, START_LIMIT_S, local)
+    group = Group(framework, "ranks", num_ranks, tuple(command), device, limit_of(questions), START_LIMIT_S, local)
     return _put(answer, questions, group, on_event)
+
+
+def limit_of(questions: Sequence[Question]) -> float:
+    """How long a worker that is asked these may be silent, in seconds: as long as the slowest of them may take."""
+    return max(LIMITS_S[type(one)] for one in questions)
 
 
 def _put(
@@ -110,7 +112,7 @@ def _put(
     on_event: OnEvent,
     failed: Failed[A] | None = None,
     stop: threading.Event | None = None,
-) -> Answers[A]:
+) -> GroupAnswers[A]:
     """The answers of one group, which lives as long as this takes."""
     by_id: dict[str, list[A]] = {one.id: [] for one in questions}
 
@@ -130,4 +132,4 @@ def _put(
     for event in events:
         for data in event.get("results", []):
             by_id[data["case"]].append(answer.from_json(data))
-    return Answers(environment, by_id)
+    return GroupAnswers(environment, by_id)

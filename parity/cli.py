@@ -25,8 +25,8 @@ from parity.cli_common import (
     RefusedError,
     TorchPython,
     check_choice,
-    comparing_bar,
     console,
+    counting_bar,
     error_console,
     one_line_errors,
     parse_sizes,
@@ -45,7 +45,7 @@ from parity.guide import source_of_case
 from parity.report.case_list import describe_cases
 from parity.report.detail import render_case
 from parity.report.terminal import print_comparison, spent_line
-from parity.run import Command, Manner, execute, resume_run, start_run, undone, worker_commands
+from parity.run import Command, Manner, begun_run, execute, resume_run, start_run, undone, worker_commands
 from parity.rundir import read_run
 from parity.spent import time_spent
 
@@ -142,7 +142,7 @@ def run(
         if resume is not None:
             if globs or suite or mesh or dtype or dims or out:
                 raise RefusedError("--resume does what is left of a run: leave out GLOBs, --suite, --out ...")
-            directory, (cases, manner) = resume, resume_run(resume, case_limit)
+            directory, (cases, manner) = resume, begun_run(resume, case_limit)
         else:
             directory = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
             manner = Manner(device, process_a_device, timings, case_limit)
@@ -152,6 +152,8 @@ def run(
         commands = worker_commands(torch_python, jax_python, manner.device)
         if resume is None:
             start_run(directory, cases, {**manner.settings, "seed": seed, "arguments": sys.argv[1:]})
+        else:
+            resume_run(directory)
         run_groups(directory, cases, commands, manner)
         started = time.monotonic()
         comparison = compare_and_write(directory, all_rows)
@@ -173,7 +175,7 @@ def run_groups(directory: Path, cases: Sequence[Case], commands: Mapping[str, Co
 def compare_and_write(directory: Path, all_rows: bool) -> dict[str, Any]:
     """Compare a run from its files, write comparison.json and print the tables."""
     run = read_run(directory)
-    with comparing_bar(len(run.cases)) as on_case:
+    with counting_bar("comparing", len(run.cases)) as on_case:
         comparison = compare(run, on_case=on_case)
     (directory / "comparison.json").write_text(json.dumps(comparison, indent=1))
     print_comparison(console, comparison, all_rows)
@@ -189,7 +191,7 @@ def compare_some(directory: Path, globs: list[str]) -> dict[str, Any]:
         if not any(matches(case.id, glob) for case in run.cases):
             raise RefusedError(f"no case of {directory} matches {glob!r}")
     chosen = [case for case in run.cases if any(matches(case.id, glob) for glob in globs)]
-    with comparing_bar(len(chosen)) as on_case:
+    with counting_bar("comparing", len(chosen)) as on_case:
         comparison = compare(run, chosen, on_case)
     for case in comparison["cases"]:
         console.print(render_case(case))

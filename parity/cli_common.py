@@ -104,11 +104,11 @@ def print_error(error: Exception) -> None:
 
 
 @contextmanager
-def comparing_bar(total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar over `total` cases that are compared; yields the function to tell of each that is."""
+def counting_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar over so many things of one kind; yields the function to call, with whatever, after each."""
     with _bars() as progress:
-        task = progress.add_task("comparing", total=total, case="")
-        yield lambda entry: progress.advance(task)
+        task = progress.add_task(description, total=total, case="")
+        yield lambda *_: progress.advance(task)
 
 
 @contextmanager

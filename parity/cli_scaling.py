@@ -41,7 +41,7 @@ from parity.scaling import (
 )
 from parity.sizes import sizes_text
 
-Answers = dict[str, dict[str, Answer]]  # framework -> question's id -> its answer
+ByFramework = dict[str, dict[str, Answer]]  # framework -> question's id -> its answer
 
 
 def scaling(
@@ -83,7 +83,7 @@ def scaling(
     raise typer.Exit(1 if any(curve.differs for curve in curves) else 0)
 
 
-def figures(curves: list[Curve], answers: Answers, sizes: dict[str, int]) -> dict[str, Any]:
+def figures(curves: list[Curve], answers: ByFramework, sizes: dict[str, int]) -> dict[str, Any]:
     """All there is, as JSON."""
     return {
         "dims": sizes,
@@ -96,7 +96,7 @@ def figures(curves: list[Curve], answers: Answers, sizes: dict[str, int]) -> dic
     }
 
 
-def print_tables(curves: list[Curve], answers: Answers, sizes: dict[str, int]) -> None:
+def print_tables(curves: list[Curve], answers: ByFramework, sizes: dict[str, int]) -> None:
     """Bytes received, where 2D receives fewer, and what products hold."""
     print_curves(console, curves, sizes)
     lines = (
@@ -113,7 +113,7 @@ def crossovers(sizes: dict[str, int]) -> dict[str, list[Fraction | None]]:
     return {plan: [crossover(plan, p, sizes) for p in GPUS] for plan in TWO_D}
 
 
-def temporaries(answers: Answers) -> dict[str, dict[str, list[int | None]]]:
+def temporaries(answers: ByFramework) -> dict[str, dict[str, list[int | None]]]:
     """framework -> plan -> bytes on the grid of each side."""
     return {
         name: {plan: [answers[name][f"block/{plan}/{q}"].temporary_bytes for q in SIDES] for plan in TWO_D}

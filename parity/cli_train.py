@@ -16,12 +16,14 @@ from parity.cli_common import (
     TorchPython,
     check_choice,
     console,
+    counting_bar,
     error_console,
     one_line_errors,
     progress_bar,
 )
 from parity.contract import ContractError
 from parity.curves import MODELS, judge, plot_curves, run_training, set_up
+from parity.curves.noise import SAMPLES
 from parity.gpus import check_gpus
 from parity.report.curves import print_judgement
 from parity.run import worker_commands
@@ -56,9 +58,9 @@ def train(
         directory = out or Path("runs") / f"train-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
         with progress_bar({(name, "ranks"): 1 for name in commands}) as on_event:
             run_training(training, directory, commands, device, case_limit, on_event)
-        with error_console.status("the reference, and how far rounding may take it"):
+        with counting_bar("judging: how far rounding may go", SAMPLES) as on_sample:
             try:
-                judgement = judge(training, directory)
+                judgement = judge(training, directory, on_sample)
             except ContractError as error:
                 error_console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
                 raise typer.Exit(3) from None

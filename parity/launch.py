@@ -28,6 +28,7 @@ from parity.postmortem import Failure, describe_exit, explain_deaths, explain_ha
 from parity.rank_environment import free_port, rank_environment
 from parity.supervise import Worker, end, finished_case
 
+START_LIMIT_S = 120.0  # for a rank to say hello: a cold network file system can take long to import a framework
 POLL_S = 0.05
 SETTLE_S = 0.25  # after the first sign of a failure, to see which other ranks fail and in which order
 ERROR_EXIT_S = 2.0  # for a rank that has reported an error to print its traceback and exit; JAX's can wait for minutes

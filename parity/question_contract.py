@@ -93,6 +93,13 @@ KINDS: dict[str, type[Question]] = {
     "collective": CollectiveQuestion,
     "step": StepOrder,
 }
+LIMITS_S: dict[type[Question], float] = {  # how long one may take before its worker is given up
+    PartitionQuestion: 120.0,
+    ChainQuestion: 120.0,
+    PairsQuestion: 300.0,  # all pairs, and two programs to compile
+    CollectiveQuestion: 120.0,  # all calls
+    StepOrder: 600.0,  # the largest models take minutes to compile on a busy machine
+}
 
 
 def write_questions(run: Path, questions: Iterable[Question]) -> None:

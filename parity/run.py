@@ -17,13 +17,10 @@ from parity.gpus import check_cuda_build
 from parity.group_logs import done_cases, retry_errors
 from parity.inputs import make_inputs
 from parity.interpreter import find_interpreter
-from parity.launch import Group, Progress, run_group, signals_raise
+from parity.launch import START_LIMIT_S, Group, Progress, run_group, signals_raise
 from parity.rundir import check_new, inputs_path, read_run, write_inputs, write_run
 
-START_LIMIT_S = 120.0
-
 Command = tuple[str, ...]  # up to and without the run directory: ("python", "-m", "torch_tp.worker")
-
 
 SETTINGS = ("device", "process_a_device", "timings")
 
@@ -73,12 +70,16 @@ def start_run(directory: Path, cases: Sequence[Case], settings: Mapping[str, Any
     write_run(directory, cases, settings)
 
 
-def resume_run(directory: Path, case_limit_s: float) -> tuple[list[Case], Manner]:
-    """The cases of a run and how it began; those that were given up are to be run again. Raises as `read_run` does."""
+def begun_run(directory: Path, case_limit_s: float) -> tuple[list[Case], Manner]:
+    """The cases of a run and how it began. Raises as `read_run` does."""
     run = read_run(directory)
+    return run.cases, Manner(**{name: run.settings[name] for name in SETTINGS}, case_limit_s=case_limit_s)
+
+
+def resume_run(directory: Path) -> None:
+    """Allow the cases that were given up to run again, forgetting why: only once nothing can refuse to run them."""
     for framework in FRAMEWORKS:
         retry_errors(directory, framework)
-    return run.cases, Manner(**{name: run.settings[name] for name in SETTINGS}, case_limit_s=case_limit_s)
 
 
 def groups(cases: Sequence[Case], commands: Mapping[str, Command], manner: Manner) -> Iterator[tuple[Group, list[str]]]:

@@ -11,8 +11,10 @@ import parity.cli_scaling
 from parity import ask as asking
 from parity.ask import RanksFailedError, ask, ask_ranks
 from parity.cli import app
-from parity.question_contract import Answer, CollectiveQuestion, Measured
+from parity.partitioners import DIMS, questions_of
+from parity.question_contract import LIMITS_S, Answer, CollectiveQuestion, Measured, PairsQuestion
 from parity.scaling import pair_questions
+from parity.step_contract import StepOrder, StepRequest
 
 QUESTIONS = pair_questions({"M": 256, "D": 256, "F": 256}, (4,))[:2]
 LACKS = "import no_such_package"
@@ -81,6 +83,34 @@ def test_a_worker_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(asking, "START_LIMIT_S", 1.0)
     with pytest.raises(RanksFailedError, match=r"no hello from rank 0 after \d s"):
         ask(Answer, QUESTIONS, {"torch": worker(HANGS)}, nobody)
+
+
+def test_every_question_has_the_limit_of_its_kind(monkeypatch):
+    """The longest of all that are asked: groups know one only."""
+    limits = []
+
+    def start(folder, group, *_):
+        limits.append(group.case_limit_s)
+        raise RanksFailedError
+
+    monkeypatch.setattr(asking, "run_group", start)
+    step = StepOrder(StepRequest("step", "models.gpt", "megatron", "auto", {"tp": 2}, {}, {}), {}, {}, ())
+    partition, chain = questions_of(["sum_all"], DIMS, "float32")[0], QUESTIONS[0]
+    for asked in ([partition], [chain], [step], [partition, step]):
+        with pytest.raises(RanksFailedError):
+            ask(Answer, asked, {"torch": worker(ANSWERS)}, nobody)
+    for one in (CollectiveQuestion("all_reduce", 2, 1024), PairsQuestion(chain, 2)):
+        with pytest.raises(RanksFailedError):
+            ask_ranks(Answer, [one], "torch", worker(ANSWERS), 2, "cpu", nobody)
+    assert limits == [120, 120, 600, 600, 120, 300]
+
+
+def test_a_question_that_hangs_is_given_up_by_its_limit(monkeypatch):
+    monkeypatch.setitem(LIMITS_S, CollectiveQuestion, 1.0)
+    question = CollectiveQuestion("all_reduce", 2, 1024)
+    hangs = worker(ANSWERS.replace("def do(one):", "def do(one):\n    import time; time.sleep(60)"))
+    with pytest.raises(RanksFailedError, match=r"hung for \d s: started but not finished by ranks 0, 1"):
+        ask_ranks(Measured, [question], "torch", hangs, 2, "cpu", nobody)
 
 
 @pytest.mark.parametrize("words", [("partitioners", "sum_all"), ("scaling",), ("bench", "grid", "--forward")])
