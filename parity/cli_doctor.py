@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from parity.cli_common import console, print_json
+from parity.cli_common import JaxPython, TorchPython, console, print_json
 from parity.contract import FRAMEWORKS
 from parity.doctor import LEVELS, Finding, examine, this_place
 from parity.interpreter import LaunchError, find_interpreter
@@ -18,8 +18,8 @@ STYLES = dict(zip(LEVELS, ("green", "cyan", "yellow", "bold red"), strict=True))
 
 
 def doctor(
-    torch_python: Annotated[str, typer.Option(help="Interpreter that has torch.")] = sys.executable,
-    jax_python: Annotated[str, typer.Option(help="Interpreter that has jax and flax.")] = sys.executable,
+    torch_python: TorchPython = sys.executable,
+    jax_python: JaxPython = sys.executable,
     as_json: Annotated[bool, typer.Option("--json", help="JSON in place of lines.")] = False,
 ) -> None:
     """Say what will work on this machine and what will not: a laptop, a node of a cluster, a rank under a launcher.

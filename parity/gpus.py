@@ -42,11 +42,22 @@ def check_gpus(device: str, needed: int) -> None:
 
 
 def check_cuda_build(python: str, framework: str) -> None:
-    """Raises LaunchError where the framework in this interpreter cannot use GPUs."""
-    command = [python, "-c", _PROBES[framework]]
-    probe = subprocess.run(
-        command, env=worker_environment(), capture_output=True, text=True, timeout=CHECK_LIMIT_S, check=False
-    )
+    """Raises LaunchError where the framework in this interpreter cannot use GPUs, or does not tell."""
+    try:
+        probe = subprocess.run(
+            [python, "-c", _PROBES[framework]],
+            env=worker_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CHECK_LIMIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(
+            f"--device cuda: {python} does not say whether its {framework} was built for CUDA: try again, "
+            f"or name another interpreter with --{framework}-python"
+        ) from error
     if probe.stdout.strip() == "None":  # what cannot be told so is left to the worker to say
         raise LaunchError(
             f"--device cuda: {framework} in {python} was built without CUDA: {REMEDIES[framework]}, "

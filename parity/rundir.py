@@ -102,7 +102,8 @@ def read_run(directory: Path) -> Run:
         content = json.loads(path.read_text())
         version, settings = content["schema_version"], content["settings"]
     except OSError as error:
-        raise ContractError(f"{directory} is not the directory of a run: run.json {error.strerror}") from error
+        why = "there is no run.json" if isinstance(error, FileNotFoundError) else f"{path}: {error.strerror}"
+        raise ContractError(f"{directory} is not the directory of a run: {why}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError(f"{path} is damaged: {type(error).__name__} {error}") from error
     if version != SCHEMA_VERSION:

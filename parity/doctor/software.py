@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from parity.doctor.place import Finding, Place, check
+from parity.doctor.place import COMMAND_LIMIT_S, Finding, Place, check
 
 # Who needs what: a framework's interpreter its own and the contract's packages, the harness all the others.
 OWN = {"torch": ("torch",), "jax": ("jax", "flax", "optax", "orbax-checkpoint")}
@@ -31,6 +32,8 @@ PRECISION_VARIABLES = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "JAX_DEFAULT_MATMUL_P
 PYPROJECT = "pyproject.toml"
 PRECISION = "https://docs.jax.dev/en/latest/_autosummary/jax.default_matmul_precision.html"
 APART = "give each framework an environment of its own: --torch-python, --jax-python"
+
+Packages = Mapping[str, dict[str, Any] | None]  # by side; None where it is not known
 
 _PROBE = """
 import importlib.metadata, itertools, json, platform, re
@@ -59,23 +62,37 @@ def read_requirements() -> list[Requirement]:
     return [Requirement(line) for line in (*project["dependencies"], *tested)]
 
 
-def read_packages(place: Place, python: str) -> dict[str, Any]:
-    """What is installed for an interpreter: python, versions, requires, shared (libraries that two packages claim)."""
-    told = place.run((python, "-c", _PROBE))
-    nothing = {"python": "?", "versions": {}, "requires": {}, "shared": []}
-    return nothing if told is None else dict(json.loads(told))
+def read_packages(place: Place, python: str) -> dict[str, Any] | None:
+    """What is installed for an interpreter: python, versions, requires, shared (libraries that two packages claim).
+
+    None if it does not say.
+    """
+    return _read_object(place.run((python, "-c", _PROBE)))
 
 
 def read_facts(place: Place, framework: str, python: str) -> dict[str, Any] | None:
     """What `python -m torch_tp.doctor` (or jax_tp) says, or None if it does not run: then no worker does."""
-    told = place.run((python, "-m", f"{framework}_tp.doctor"))
-    return None if told is None else dict(json.loads(told.splitlines()[-1]))
+    return _read_object(place.run((python, "-m", f"{framework}_tp.doctor")))
 
 
-def package_findings(requirements: list[Requirement], packages: Mapping[str, Any]) -> Iterator[Finding]:
+def _read_object(told: str | None) -> dict[str, Any] | None:
+    """The last line that is a JSON object, since libraries may print more before and after it; None without any."""
+    for line in reversed((told or "").splitlines()):
+        with suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+    return None
+
+
+def package_findings(requirements: list[Requirement], packages: Packages) -> Iterator[Finding]:
     """Of each interpreter what is missing or too old, and what differs from the versions tested."""
     claimed = {name for names in OWN.values() for name in names}
     for side, installed in packages.items():
+        if installed is None:
+            what = f"{side}: unknown, the interpreter failed or took over {COMMAND_LIMIT_S:.0f} s to list them"
+            do = "`python -m pip list` in that environment shows the error; if the file system was cold, try again"
+            yield Finding("problem", "packages", what, do)
+            continue
         versions, untested, unfit = installed["versions"], [], []
         for one in requirements:
             name = canonicalize_name(one.name)
@@ -101,18 +118,21 @@ def package_findings(requirements: list[Requirement], packages: Mapping[str, Any
             )
 
 
-def extra_findings(packages: Mapping[str, Any]) -> Iterator[Finding]:
+def extra_findings(packages: Packages) -> Iterator[Finding]:
     """Which extras are there, and what is lost without."""
     for extra, side, names, lost in EXTRAS:
-        missing = [name for name in names if name not in packages.get(side, packages["parity"])["versions"]]
+        installed = packages.get(side, packages["parity"])
+        if installed is None:
+            continue
+        missing = [name for name in names if name not in installed["versions"]]
         what = f"extra {extra}: {', '.join(missing)} missing, {lost}" if missing else f"extra {extra} is installed"
         yield check(bool(missing), "note", "packages", what, f"pip install '.[{extra}]'", PYPROJECT)
 
 
-def wheel_findings(packages: Mapping[str, Any]) -> Iterator[Finding]:
+def wheel_findings(packages: Packages) -> Iterator[Finding]:
     """CUDA libraries that a framework needs in another version than is there, or that two packages overwrite."""
     clashes: dict[str, None] = {}  # a set in order: the same interpreter may serve all sides
-    for installed in packages.values():
+    for installed in filter(None, packages.values()):
         versions = installed["versions"]
         for owner, one in ((owner, Requirement(line)) for owner, own in installed["requires"].items() for line in own):
             version = versions.get(canonicalize_name(one.name))
@@ -131,7 +151,7 @@ def worker_findings(place: Place, facts: Mapping[str, dict[str, Any] | None]) ->
     for name, told in facts.items():
         if told is None:
             do = f"`python -m {name}_tp.doctor` in that environment shows the error"
-            yield Finding("problem", "workers", f"{name}: the worker does not start", do)
+            yield Finding("problem", "workers", f"{name}: the worker does not start, or does not say what it sets", do)
             continue
         by_default, in_workers = told["precision_by_default"], told["precision_in_workers"]
         shown = f"{by_default} (TF32 on A100s)" if by_default in (None, "high") else by_default

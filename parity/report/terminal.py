@@ -127,7 +127,7 @@ def _findings(cases: Iterable[Mapping[str, Any]]) -> Iterable[RenderableType]:
     if lines:
         yield Text()
     if hidden:
-        yield Text(f"{len(hidden)} more reasons: see comparison.json", style="bold red")
+        yield Text(f"{len(hidden)} more reasons: see comparison.json", style=hidden[-1].style)  # the worst of them
     yield from lines[-MOST_REASONS:]
 
 

@@ -146,7 +146,7 @@ BAD_INPUT = {
     ("run", "--suite", "tiny"): "--suite 'tiny': there are",
     ("run", "--device", "tpu"): "--device 'tpu': there are cpu, cuda",
     ("run", "--torch-python", "/no/such/python"): "--torch-python",
-    ("compare", "/no/such/run"): "is not the directory of a run",
+    ("compare", "/no/such/run"): "error: /no/such/run is not the directory of a run: there is no run.json\n",
     ("show", "linear/diagonal"): "no case matches 'linear/diagonal'",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import typer
@@ -29,9 +30,15 @@ def test_help_shows_defaults_whole(words):
     assert "[[" not in text
 
 
-def test_help_says_which_interpreter_and_which_directory():
-    text = help_of("run")
+@pytest.mark.parametrize("name", [name for name in COMMANDS if "--torch-python" in help_of(name)])
+def test_help_says_this_interpreter_and_not_where_it_is(name):
+    text = help_of(name)
     assert text.count("[default: (this one)]") == 2
+    assert sys.executable not in text
+
+
+def test_help_says_which_directory():
+    text = help_of("run")
     assert "[default: (runs/<time>)]" in text
 
 

@@ -69,6 +69,7 @@ class Node:
         }
         self.gpus, self.topology = ["NVIDIA A100-SXM4-40GB, 40960, 535.161.07"] * 4, TOPOLOGY
         self.taken: dict[int, str] = {}
+        self.silent, self.last_words = set(), ""
         self.cores, self.shm_bytes = 64, 2**37
         self.write("proc/meminfo", "MemTotal: 527000000 kB\nMemAvailable: 500000000 kB\n")
         self.write("var/spool/pbs/aux/1234", "deg0001\ndeg0001\ndeg0002\ndeg0002\n")
@@ -89,9 +90,9 @@ class Node:
                 return "".join(f"{gpu}\n" for gpu in self.gpus) or None
             case (_, "-m", module):
                 told = self.facts[module.removesuffix("_tp.doctor")]
-                return None if told is None else f"a line of a library\n{json.dumps(told)}\n"
-            case (_, "-c", _):
-                return json.dumps(self.packages)
+                return None if told is None else f"a line of a library\n{json.dumps(told)}\n{self.last_words}"
+            case (python, "-c", _):
+                return None if python in self.silent else f"a line of a library\n{json.dumps(self.packages)}\n"
         raise AssertionError(command)
 
     def findings(self):
@@ -156,6 +157,11 @@ def worker_that_does_not_start(node):
     node.facts["jax"] = None
 
 
+def worker_that_prints_something_else(node):
+    run = node.run
+    node.run = lambda command: "[1]\n2\nx\n" if command[-1] == "jax_tp.doctor" else run(command)
+
+
 def other_launcher(node):
     for name in ("PMI_RANK", "PMI_SIZE"):
         del node.env[name]
@@ -179,6 +185,18 @@ FAULTS = {
     "old of all sides": (
         set_version(numpy="1.26.4"),
         [("problem", "packages", f"{side}: numpy is 1.26.4") for side in ("parity", "torch", "jax")],
+    ),
+    "packages are not told": (
+        put(silent={PYTHONS["jax"]}),
+        [("problem", "packages", "jax: unknown, the interpreter failed or took over")],
+    ),
+    "packages are told to nobody": (
+        put(silent={sys.executable, *PYTHONS.values()}),
+        [("problem", "packages", f"{side}: unknown") for side in ("parity", "torch", "jax")],
+    ),
+    "worker prints something else": (
+        worker_that_prints_something_else,
+        [("problem", "workers", "jax: the worker does not start")],
     ),
     "no worker": (worker_that_does_not_start, [("problem", "workers", "jax: the worker does not start")]),
     "cuDNN of the other": (
@@ -294,6 +312,7 @@ def test_fault_is_named_and_nothing_else(node, fault):
         lambda node: (without_plugin(node), [file.rename(file.with_name("en0")) for file in nics(node)]),
         lambda node: (set_env(NCCL_NET_PLUGIN="ofi")(node), node.write("usr/lib64/libnccl-net-ofi.so", "")),
         set_env(MASTER_PORT="not a port", SLURM_JOB_NUM_NODES=""),
+        put(last_words="a last line of a library\n"),
     ],
 )
 def test_other_healthy_nodes_are_not_blamed(node, mend):

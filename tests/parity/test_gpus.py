@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -106,3 +107,33 @@ def refused_or_not(python: Path, framework: str, is_refused: bool) -> None:
         return
     with pytest.raises(LaunchError, match=rf"{framework} in .* was built without CUDA: .*--{framework}-python"):
         check_cuda_build(str(python), framework)
+
+
+def script(path: Path, lines: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{lines}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_interpreter_that_hangs_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpus, "CHECK_LIMIT_S", 0.1)
+    python = script(tmp_path / "python", "exec sleep 60")
+    with pytest.raises(LaunchError, match=rf"^--device cuda: {python} .* with --torch-python$"):
+        check_cuda_build(str(python), "torch")
+
+
+def test_interpreter_that_is_gone_is_one_line(tmp_path):
+    with pytest.raises(LaunchError, match=r"^--device cuda: .*python .* with --jax-python$"):
+        check_cuda_build(str(tmp_path / "python"), "jax")
+
+
+def test_interpreter_does_not_wait_for_what_is_typed(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpus, "CHECK_LIMIT_S", 5.0)
+    ours, (reads, writes) = os.dup(0), os.pipe()
+    os.dup2(reads, 0)  # a terminal at which nobody types
+    try:
+        refused_or_not(script(tmp_path / "python", "cat\necho None"), "torch", True)
+    finally:
+        os.dup2(ours, 0)
+        for end in (ours, reads, writes):
+            os.close(end)

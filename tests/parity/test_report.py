@@ -108,6 +108,17 @@ def test_of_very_many_reasons_the_last_are_shown_and_the_rest_counted():
     assert "10 more reasons: see comparison.json" in lines
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "style"), [(["skip"] * 5, "yellow"), (["skip"] * 4 + ["fail"], "bold red"), (["fail"] * 5, "bold red")]
+)
+def test_reasons_that_are_not_shown_are_as_bad_as_the_worst_of_them(verdicts, style):
+    all_verdicts = [*verdicts, *["fail"] * MOST_REASONS]
+    cases = [entry(f"mlp/a/b/auto/tp{n}/float64", verdict, f"reason {n}") for n, verdict in enumerate(all_verdicts)]
+    (line,) = [part for part in render(comparison(cases), 100).renderables if "more reasons" in str(part)]
+    assert str(line) == "5 more reasons: see comparison.json"
+    assert line.style == style
+
+
 def test_times_that_were_asked_for_have_a_row_each_where_there_is_room():
     cases = comparison(many()["cases"] + [entry("mlp/megatron/relu/auto/tp99/float64")], timings=True)
     assert sum("250 ms / 1 ms" in line for line in printed(render(cases, 120), 120)) == MOST_ROWS + 1
