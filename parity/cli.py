@@ -135,7 +135,7 @@ def run(
 ) -> None:
     """Run cases in both frameworks and compare.
 
-    Exit codes: 0 all pass, 1 a finding, 2 bad input, 3 a worker failed or ran out of time.
+    Exit codes: 0 all pass, 1 a finding, 2 bad input, 3 a worker failed or ran out of time, 130 interrupted.
     """
     with one_line_errors():
         check_choice("--device", device, DEVICES)

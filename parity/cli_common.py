@@ -55,7 +55,7 @@ BAD_INPUT = (
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input ends with one line and exit code 2, ranks or processes that failed with exit code 3."""
+    """Bad input ends with one line and exit code 2, ranks or processes that failed with 3, Ctrl-C with 130."""
     try:
         yield
     except BAD_INPUT as error:
@@ -64,6 +64,9 @@ def one_line_errors() -> Iterator[None]:
     except (RanksFailedError, ProcessDiedError) as error:
         print_error(error)
         raise typer.Exit(3) from None
+    except KeyboardInterrupt:
+        error_console.print("interrupted")
+        raise typer.Exit(130) from None
 
 
 def parse_sizes(text: str, option: str) -> dict[str, int]:

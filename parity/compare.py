@@ -143,13 +143,14 @@ def compare_case(run: Run, case: Case, oracle: Oracle) -> dict[str, Any]:
         for role in ("ranks", "trace")
         if (role, case.id) in run.answers[framework].errors
     ]
+    num_results = {framework: len(run.answers[framework].results.get(case.id, [])) for framework in FRAMEWORKS}
     missing = [
-        f"{framework}: {len(run.answers[framework].results.get(case.id, []))} of {case.num_devices} ranks have a result"
-        for framework in FRAMEWORKS
-        if len(run.answers[framework].results.get(case.id, [])) != case.num_devices
+        f"{framework}: {num} of {case.num_devices} devices have a result"
+        for framework, num in num_results.items()
+        if num != case.num_devices
     ]
     if errors or missing:
-        return entry | {"reason": "; ".join(errors or missing)}
+        return entry | {"reason": "; ".join(errors or [*missing, "`parity run --resume` does what is left"])}
     try:
         findings = [
             judge_numerics(run, case, oracle, entry),

@@ -16,10 +16,10 @@ from typing import Any
 
 from parity.cost.memory import RESERVED_BYTES
 from parity.predict.request import Question
-from parity.predict.sweep import Choice, tensor_link, verdicts
+from parity.predict.sweep import ITEM_BYTES, Choice, tensor_link, verdicts
 
-# Bytes a parameter of a whole training state on one GPU: bfloat16 value and gradient, float32 moments of AdamW.
-STATE_BYTES = {"bfloat16": 2 + 2 + 8, "float32": 4 + 4 + 8}
+# Bytes a parameter of the training state: value, gradient and AdamW's two moments, all in the dtype of the step.
+STATE_BYTES = {dtype: 4 * size for dtype, size in ITEM_BYTES.items()}
 FAST_SHARE = 0.25  # of a step: what tensor-parallel collectives may take at most where the link counts as fast; judged
 
 

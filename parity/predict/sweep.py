@@ -161,8 +161,9 @@ def _verdict(choice: Choice, best: Choice | None) -> Verdict:
     if choice is best:
         return Verdict("recommended", ", ".join(filter(None, ("the fastest that fits", about))))
     ratio = choice.seconds / (best.seconds or 1.0)
-    why = ", ".join(filter(None, (f"{ratio:.2f} x the step of {best.name}", about)))
-    return Verdict("avoid" if ratio > MUCH_SLOWER else "possible", why)
+    is_much_slower = ratio > MUCH_SLOWER
+    slower = f"{ratio:.2f} x the step of {best.name}" + (f", over {MUCH_SLOWER}" if is_much_slower else "")
+    return Verdict("avoid" if is_much_slower else "possible", ", ".join(filter(None, (slower, about))))
 
 
 def tensor_link(question: Question) -> str:

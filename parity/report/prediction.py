@@ -22,6 +22,7 @@ from parity.report.terminal import duration
 from parity.sizes import sizes_text
 
 BARS_FROM_WIDTH = 160  # columns; narrower terminals show no bars
+PARTS = ("parameters", "gradients", "optimizer", "activations", "temporaries")  # of memory
 UNBOUNDED = 1000  # columns: more than any table here takes
 SHORT = {"float32": "f32", "float64": "f64"}  # bfloat16 goes without saying
 
@@ -51,6 +52,9 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
         memory = size_text(question.machine.gpu.memory_bytes)
         kept = f"{size_text(RESERVED_BYTES)} of them kept for CUDA and NCCL"
         print_table(console, f"Memory of one GPU at the step's peak: of {memory}, {kept}", memory_table(steps))
+        held = [step.trace.memory for step in steps.values() if step.trace.memory is not None]
+        if any(one.total < sum(getattr(one, part) for part in PARTS) for one in held):
+            console.print("[dim]gradients: as at the end of the step; at the peak some are yet to come[/]\n")
     with_bars = console.width >= BARS_FROM_WIDTH
     print_abreast(console, "Time of a step, predicted", partial(time_table, with_bars=with_bars), steps)
     print_rates(console, question, steps)
@@ -151,7 +155,7 @@ def memory_table(steps: dict[str, FrameworkStep]) -> Table:
     table = plain_table("")
     figures(table, *steps)
     held = [step.trace.memory for step in steps.values()]
-    for part in ("parameters", "gradients", "optimizer", "activations", "temporaries"):
+    for part in PARTS:
         table.add_row(part, *("-" if one is None else size_text(getattr(one, part)) for one in held))
     table.add_section()
     table.add_row("peak", *("-" if one is None else size_text(one.total) for one in held), style="bold")

@@ -276,6 +276,7 @@ def test_advice_follows_its_three_conditions():
     plain = question({"fsdp": 8})
     no = advise(plain, predicted(tp_choices(plain)))
     assert no.degree == 1
+    assert "(8 B a parameter)" in no.conditions[0].figures  # as footprints hold it: four numbers in bfloat16
     assert [one.holds for one in no.conditions] == [False, False, True]
     small = question({"fsdp": 16}, batch=4)  # 4 sequences on 16 GPUs: at least tp=4
     yes = advise(small, predicted(tp_choices(small)))
