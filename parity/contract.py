@@ -76,7 +76,7 @@ class Case(Record):
 
     @property
     def num_batches(self) -> int:
-        """That the case goes through, forward and backward."""
+        """How many batches the case goes through, forward and backward."""
         return int(self.recipe["num_steps"] * self.recipe["num_microbatches"]) if self.task == "train" else 1
 
 
