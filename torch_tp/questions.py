@@ -50,7 +50,9 @@ def answer_partition(question: PartitionQuestion) -> Answer:
         with all_to_alls_of_nccl():
             calls, output = partition(question)
         on_cpu, _ = partition(question)
-    except (RuntimeError, ValueError, AssertionError) as error:  # by operator; NotImplementedError is a RuntimeError
+    except (RuntimeError, ValueError, AssertionError) as error:
+        # DTensor refuses a layout with whichever of these the operator raises (NotImplementedError is a RuntimeError);
+        # a refusal is an answer, and it is shown with its text.
         return Answer(question.id, refused=f"{type(error).__name__}: {error}".splitlines()[0])
     return Answer(
         question.id,
